@@ -1,0 +1,1 @@
+"""Where the containers' file systems live."""

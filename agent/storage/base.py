@@ -1,0 +1,66 @@
+"""What a driver asks of a place where file systems live.
+
+A volume is a directory tree with a name: `images/<fingerprint>-<kind>`, `containers/<id>`,
+`snapshots/<id>/<name>`; `kind` is `mapped` or `privileged`. The container's root is `<volume>/rootfs`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+
+class Storage(ABC):
+    """Keeps volumes. All changes are idempotent and atomic: a volume is whole or absent."""
+
+    name: str
+    disk_limits: bool
+    root: Path
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Make the pool ready (mount it, make it on the first run), sweep what a crash left."""
+
+    @abstractmethod
+    def path(self, volume: str) -> Path:
+        """Where a volume is, whether it exists or not."""
+
+    @abstractmethod
+    async def create(self, volume: str) -> Path:
+        """Make an empty staging volume; `commit` gives it its name, `discard` removes it."""
+
+    @abstractmethod
+    async def commit(self, staging: Path, volume: str) -> None:
+        """Give a staging volume its name, in one step."""
+
+    @abstractmethod
+    async def discard(self, staging: Path) -> None:
+        """Remove a staging volume."""
+
+    @abstractmethod
+    async def clone(self, source: str, volume: str) -> Path:
+        """A staging volume with the content of another one (crash-consistent), to be committed as `volume`."""
+
+    @abstractmethod
+    async def delete(self, volume: str) -> None:
+        """Remove a volume with all that was made inside it. Absent is success."""
+
+    @abstractmethod
+    async def rename(self, volume: str, new: str) -> None:
+        """Move a volume."""
+
+    @abstractmethod
+    async def set_limit(self, volume: str, size: int | None) -> None:
+        """Limit it to `size` bytes, or take the limit away. Raises Unsupported where it cannot be held."""
+
+    @abstractmethod
+    def usage(self, volume: str) -> tuple[int | None, int | None]:
+        """(bytes used, limit in bytes) as far as known: from files only, quick."""
+
+    @abstractmethod
+    def pool(self) -> tuple[int, int]:
+        """(size, free) of the pool in bytes."""
+
+    @abstractmethod
+    def volumes(self, kind: str) -> list[str]:
+        """The names below `images`, `containers` or `snapshots/<id>`."""

@@ -1,0 +1,53 @@
+"""Time, passed in: decisions never ask the machine for it, so that a test can move it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where a component gets its time from."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back; its zero means nothing."""
+        ...
+
+    def now(self) -> datetime:
+        """Wall time in UTC, for display and records only."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks. CLOCK_BOOTTIME also counts while the machine sleeps."""
+
+    def monotonic(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class ManualClock:
+    """A clock that a test moves by hand."""
+
+    def __init__(self, monotonic: float = 1000.0, now: datetime | None = None) -> None:
+        self._monotonic = monotonic
+        self._now = now or datetime(2026, 1, 1, tzinfo=UTC)
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def now(self) -> datetime:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move both clocks forward."""
+        self._monotonic += seconds
+        self._now += timedelta(seconds=seconds)
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with microseconds, as the REST API prints times."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,64 @@
+"""Programs of the host as subprocesses: argument lists, never a shell; a time-out; bounded output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import DeadlinePassed, DriverFailed
+
+MAX_OUTPUT = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a program ended and what it printed."""
+
+    code: int
+    output: str
+    errors: str
+
+
+async def run(arguments: Sequence[str], *, timeout: float, check: bool = True, input: bytes | None = None) -> Completed:
+    """Run a program to its end, within `timeout` seconds; on cancellation it is killed with its children.
+
+    Raises DriverFailed when `check` and it ends with an error or cannot be started, DeadlinePassed at the time-out.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+    except OSError as error:
+        raise DriverFailed(f"{arguments[0]} cannot be started: {error.strerror}") from None
+    try:
+        async with asyncio.timeout(timeout):
+            output, errors = await process.communicate(input)
+    except TimeoutError:
+        raise DeadlinePassed(f"{arguments[0]} did not end within {timeout:g} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    done = Completed(
+        process.returncode or 0,
+        output[:MAX_OUTPUT].decode(errors="replace"),
+        errors[:MAX_OUTPUT].decode(errors="replace"),
+    )
+    if check and done.code != 0:
+        raise DriverFailed(f"{arguments[0]} ended with code {done.code}: {_short(done.errors or done.output)}")
+    return done
+
+
+def _short(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[-3:])[:600] or "it printed nothing"
