@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgpack
 import msgspec
 
 from common.errors import InvalidRequest, TooLarge
-from common.messages import AgentMessage, ControllerMessage, to_plain
+from common.messages import AgentMessage, ControllerMessage, Name, Record, to_plain
 
 MAX_MESSAGE = 1024 * 1024
 MAX_ITEMS = 65536
 MAX_DEPTH = 16
+
+
+class _UnknownCommand(Record, frozen=True, tag="command"):
+    id: Name
 
 
 def encode(message: AgentMessage | ControllerMessage) -> bytes:
@@ -50,18 +55,29 @@ def _convert(packed: bytes, kind: Any) -> Any:
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
         )
-        if _depth_over(plain, MAX_DEPTH):
-            raise InvalidRequest("the message is nested too deep", allowed=f"at most {MAX_DEPTH} levels")
+        _check(plain, MAX_DEPTH)
         return msgspec.convert(plain, type=kind, strict=True)
     except (ValueError, TypeError, msgpack.UnpackException, msgspec.ValidationError, RecursionError) as error:
         raise InvalidRequest(f"malformed message: {str(error)[:200]}") from None
 
 
-def _depth_over(value: Any, left: int) -> bool:
-    if left == 0:
-        return True
+def _check(value: Any, levels: int) -> None:
+    """Refuse what is nested deeper than so many levels, and floats that are no numbers."""
+    if levels == 0:
+        raise InvalidRequest("the message is nested too deep", allowed=f"at most {MAX_DEPTH} levels")
     if isinstance(value, dict):
-        return any(_depth_over(item, left - 1) for item in value.values())
-    if isinstance(value, list):
-        return any(_depth_over(item, left - 1) for item in value)
-    return False
+        for item in value.values():
+            _check(item, levels - 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, levels - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest("a number in the message is infinite or none at all")
+
+
+def unknown_command_id(packed: bytes) -> str | None:
+    """The id of a command whose arguments this version does not understand; None when it is no such thing."""
+    try:
+        return str(_convert(packed, _UnknownCommand).id)
+    except (InvalidRequest, TooLarge):
+        return None

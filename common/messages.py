@@ -18,6 +18,8 @@ OLDEST_PROTOCOL = 1
 
 Text = Annotated[str, Meta(max_length=4096)]
 Name = Annotated[str, Meta(max_length=128)]
+Key = Annotated[str, Meta(max_length=160)]
+Share = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -60,7 +62,7 @@ class NodeSample(Record, frozen=True):
 
     memory_free: Count
     disk_free: Count
-    cpu_load: float | None
+    cpu_load: Share | None
     load_average: tuple[float, float, float]
     uptime: float
 
@@ -108,7 +110,7 @@ class ContainerSample(Record, frozen=True):
     memory_peak: Count | None = None
     swap_usage: Count | None = None
     cpu_time: Count | None = None
-    cpu_load: float | None = None
+    cpu_load: Share | None = None
     processes: Count | None = None
     pid: Count | None = None
     started_at: float | None = None
@@ -131,7 +133,7 @@ class ContainerReport(Record, frozen=True):
     id: Name
     generation: Count
     status: int
-    config: dict[Name, Text] = {}
+    config: dict[Key, Text] = {}
     hostname: Text = ""
     reason: Text | None = None
     pid: Count | None = None
@@ -152,7 +154,7 @@ class ContainerSpec(Record, frozen=True):
     generation: Count
     hostname: Text
     hwaddr: Name
-    config: dict[Name, Text]
+    config: dict[Key, Text]
 
 
 class ImageSpec(Record, frozen=True):

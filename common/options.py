@@ -20,6 +20,8 @@ MIN_DISK = 1024 * 1024
 MAX_CPUS = 4096
 MAX_VALUE_LENGTH = 4096
 MAX_KEYS = 512
+MAX_TOTAL_LENGTH = 65536
+"""Characters of all keys and values together, so that a container's description always fits into a message."""
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _WHOLE = re.compile(r"[0-9]{1,10}")
 _HARD_ALLOWANCE = re.compile(r"([0-9]{1,7})ms/([0-9]{1,7})ms")
@@ -172,6 +174,9 @@ def check_config(config: Mapping[str, str], field: str = "config") -> None:
     """Refuse unknown keys and values out of range, naming `config.<key>` and what is allowed."""
     if len(config) > MAX_KEYS:
         raise InvalidRequest("too many configuration keys", field=field, allowed=f"at most {MAX_KEYS}")
+    if sum(len(key) + len(value) for key, value in config.items()) > MAX_TOTAL_LENGTH:
+        allowed = f"at most {MAX_TOTAL_LENGTH} characters of keys and values together"
+        raise InvalidRequest("the configuration is too large", field=field, allowed=allowed)
     for key, value in config.items():
         path = f"{field}.{key[:160]}"
         option = find_option(key)

@@ -45,10 +45,7 @@ async def run(arguments: Sequence[str], *, timeout: float, check: bool = True, i
     except TimeoutError:
         raise DeadlinePassed(f"{arguments[0]} did not end within {timeout:g} s") from None
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await end(process)
     done = Completed(
         process.returncode or 0,
         output[:MAX_OUTPUT].decode(errors="replace"),
@@ -57,6 +54,22 @@ async def run(arguments: Sequence[str], *, timeout: float, check: bool = True, i
     if check and done.code != 0:
         raise DriverFailed(f"{arguments[0]} ended with code {done.code}: {_short(done.errors or done.output)}")
     return done
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Make sure that a program, started in a session of its own, is gone with its children; it may have ended already.
+
+    What it printed and nobody read is thrown away: with a full pipe that nobody reads, `wait` would never return
+    (it waits for the pipes' ends too).
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    for descriptor in (1, 2):
+        pipe = process._transport.get_pipe_transport(descriptor)  # type: ignore[attr-defined]
+        if pipe is not None:
+            pipe.close()
+    await process.wait()
 
 
 def _short(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -57,5 +58,10 @@ def format_size(size: int) -> str:
 
 
 def format_percent(share: float) -> str:
-    """A share of 1 as a percentage: `0.2` is `"20%"`; at most two decimals, no trailing zeros."""
-    return _two_decimals(Decimal(repr(share)) * 100) + "%"
+    """A share of 1 as a percentage: `0.2` is `"20%"`; at most two decimals, no trailing zeros.
+
+    Raises ValueError for a negative share and for what is no number.
+    """
+    if not 0 <= share < math.inf:
+        raise ValueError(f"invalid share {share}")
+    return _two_decimals(Decimal(repr(abs(share))) * 100) + "%"

@@ -1,0 +1,290 @@
+"""What all handlers share: who calls and what it may do, typed bodies, envelopes, errors."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from http import HTTPStatus
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+import orjson
+from tornado.web import HTTPError, RequestHandler
+
+from common.errors import Forbidden, InvalidRequest, NotFound, Unauthorized, VzfleetError
+from common.units import MAX_SIZE
+from controller.api.errors import describe, error_envelope, from_validation, http_status
+from controller.api.views import operation_view
+from controller.fleet import Fleet
+from controller.records import Operation
+from controller.relay import Relay
+from controller.services.caller import Caller
+from controller.services.changes import Changes
+from controller.services.containers import Containers
+from controller.services.enrolment import Enrolment
+from controller.services.identities import Identities
+from controller.services.image_operations import ImageOperations
+from controller.services.images import Images
+from controller.services.nodes import Nodes
+from controller.services.operations import Operations
+from controller.services.states import States
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+IGNORED_PARAMETERS = ("project", "target")
+"""Sent by LXD's clients on every call; there is one project, and the node is named in the body."""
+
+
+class Right(IntEnum):
+    """What a caller must be allowed to do; a role has all rights up to its own."""
+
+    PUBLIC = 0
+    READ = 1
+    OPERATE = 2
+    ADMIN = 3
+
+
+ROLES = {"viewer": Right.READ, "operator": Right.OPERATE, "admin": Right.ADMIN}
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What the server object shows. `instance` differs with each start; `ca` is the CA certificate in PEM."""
+
+    name: str
+    version: str
+    instance: str
+    epoch: int
+    ca: str
+    max_upload: int
+
+
+@dataclass(frozen=True)
+class Services:
+    """What handlers may ask."""
+
+    fleet: Fleet
+    containers: Containers
+    changes: Changes
+    states: States
+    images: Images
+    image_operations: ImageOperations
+    nodes: Nodes
+    enrolment: Enrolment
+    operations: Operations
+    identities: Identities
+    relay: Relay
+    server: ServerFacts
+
+
+class Handler(RequestHandler):
+    """Base of all handlers. `rights` names the right of every method that is served; what is not there is 405.
+
+    `parameters` are the query's names that are understood; others are refused.
+    """
+
+    rights: ClassVar[dict[str, Right]] = {}
+    parameters: ClassVar[Sequence[str]] = ()
+    services: Services
+    caller: Caller | None
+
+    def initialize(self, services: Services) -> None:
+        self.services = services
+        self.caller = None
+        self.request_id = secrets.token_hex(8)
+
+    def set_default_headers(self) -> None:
+        self.set_header("Server", "vzfleet")
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+
+    async def prepare(self) -> None:
+        self.set_header("X-Request-Id", self.request_id)
+        self.caller = await self._authenticate()
+        right = self.rights.get(self.request.method or "")
+        if right is None:
+            allowed = ", ".join(self.rights)
+            if self.caller is None:
+                raise Unauthorized("a token is needed: Authorization: Bearer <token>")
+            self.set_header("Allow", allowed)
+            raise HTTPError(405)
+        self._authorize(right)
+        self._check_parameters()
+
+    async def _authenticate(self) -> Caller | None:
+        scheme, _, text = self.request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        token = await self.services.identities.find(text.strip())
+        if token is None:
+            return None
+        return Caller(token.name, token.role, "tls", self.request.remote_ip or "", self.request_id)
+
+    def _authorize(self, right: Right) -> None:
+        if right is Right.PUBLIC:
+            return
+        if self.caller is None:
+            raise Unauthorized("a token is needed: Authorization: Bearer <token>")
+        if ROLES.get(self.caller.role, Right.PUBLIC) < right:
+            raise Forbidden(f"the role {self.caller.role} may not do this", allowed=right.name.lower())
+
+    def _check_parameters(self) -> None:
+        for name, values in self.request.query_arguments.items():
+            if name not in self.parameters and name not in IGNORED_PARAMETERS and any(values):
+                allowed = ", ".join(self.parameters) or "none"
+                raise InvalidRequest(f"unknown query parameter {name[:80]!r}", field=name[:80], allowed=allowed)
+
+    @property
+    def known(self) -> Caller:
+        """The caller of a method that is not public."""
+        if self.caller is None:
+            raise Unauthorized("a token is needed")
+        return self.caller
+
+    # ------------------------------------------------------------ what comes in
+
+    def body(self, kind: type[T]) -> T:
+        """The request's body, typed. Raises InvalidRequest with the field's path and what is allowed."""
+        content_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise InvalidRequest("the body must be JSON", field="Content-Type", allowed="application/json")
+        try:
+            return msgspec.json.decode(self.request.body or b"{}", type=kind)
+        except msgspec.ValidationError as error:
+            raise from_validation(error, kind) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidRequest(
+                f"malformed JSON: {str(error)[:200]}", field="body", allowed="one JSON object"
+            ) from None
+
+    def has_field(self, name: str) -> bool:
+        """Whether the body is an object with this field, so that its kind can be told."""
+        try:
+            plain = msgspec.json.decode(self.request.body or b"{}", type=dict[str, msgspec.Raw])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        return name in plain
+
+    def whole_parameter(self, name: str, default: int, lowest: int, highest: int = MAX_SIZE) -> int:
+        """A whole number of the query. Raises InvalidRequest."""
+        text = self.get_query_argument(name, "")
+        if not text:
+            return default
+        if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or not lowest <= int(text[:20]) <= highest:
+            raise InvalidRequest(f"invalid {name} {text[:40]!r}", field=name, allowed=f"{lowest} to {highest}")
+        return int(text)
+
+    def flag_parameter(self, name: str) -> bool:
+        """A yes or no of the query. Raises InvalidRequest."""
+        text = self.get_query_argument(name, "").lower()
+        if text not in ("", "0", "1", "true", "false"):
+            raise InvalidRequest(f"invalid {name} {text[:40]!r}", field=name, allowed="0 or 1")
+        return text in ("1", "true")
+
+    def recursion(self) -> int:
+        """LXD's depth of an answer; what is no number counts as 0 (R11)."""
+        text = self.get_query_argument("recursion", "0")
+        return int(text) if text in ("0", "1", "2") else 0
+
+    # ------------------------------------------------------------ what goes out
+
+    def answer(self, metadata: Any, status: int = 200, location: str | None = None) -> None:
+        """A sync envelope; 201 names what was made (R2)."""
+        self.set_status(status)
+        if location is not None:
+            self.set_header("Location", location)
+        self.finish(sync_envelope(orjson.dumps(metadata)))
+
+    def answer_bytes(self, metadata: bytes) -> None:
+        """A sync envelope around JSON that is ready."""
+        self.finish(sync_envelope(metadata))
+
+    def answer_operation(self, operation: Operation) -> None:
+        """An async envelope (R3 with the document's spellings)."""
+        url = f"/1.0/operations/{operation.id}"
+        self.set_status(202)
+        self.set_header("Location", url)
+        self.finish(
+            orjson.dumps(
+                {
+                    "type": "async",
+                    "status": "ok",
+                    "status_code": 100,
+                    "operation": url,
+                    "error_code": 0,
+                    "error": "",
+                    "resources": operation.resources,
+                    "metadata": operation_view(operation, self.services.operations),
+                }
+            )
+        )
+
+    def not_modified(self, etag: str) -> bool:
+        """Set a list's ETag; True when the caller has that revision already, answered with 304."""
+        self.set_header("ETag", f'"{etag}"')
+        self.set_header("Cache-Control", "no-cache")
+        wanted = [
+            tag.strip().removeprefix("W/").strip('"')
+            for tag in self.request.headers.get("If-None-Match", "").split(",")
+        ]
+        if etag not in wanted:
+            return False
+        self.set_status(304)
+        self.finish()
+        return True
+
+    def compute_etag(self) -> str | None:
+        return None
+
+    # ------------------------------------------------------------ errors
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if isinstance(error, VzfleetError):
+            code, text, metadata = http_status(error), error.text, describe(error)
+        else:
+            code, text = status_code, _reason(status_code)
+            metadata = {"code": "internal" if status_code >= 500 else "http"}
+        if code == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        self.set_status(code)
+        self.finish(orjson.dumps(error_envelope(code, text, metadata)))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if isinstance(value, (VzfleetError, HTTPError)):
+            return
+        log.error("a request failed by a fault of ours", extra={"request": self.request_id}, exc_info=(typ, value, tb))
+
+
+class Unknown(Handler):
+    """Any path that is no route."""
+
+    async def prepare(self) -> None:
+        self.set_header("X-Request-Id", self.request_id)
+        if await self._authenticate() is None:
+            raise Unauthorized("a token is needed: Authorization: Bearer <token>")
+        raise NotFound(f"no such path: {self.request.path[:200]}", field="path")
+
+
+def sync_envelope(metadata: bytes) -> bytes:
+    """A sync answer around JSON that is ready (R1 with the document's spelling of `status`)."""
+    head = b'{"type":"sync","status":"success","status_code":200,"operation":"","error_code":0,"error":"","metadata":'
+    return head + metadata + b"}"
+
+
+def bearer(handler: RequestHandler) -> str:
+    """The bearer token of an agent's request for a file; empty when there is none."""
+    scheme, _, text = handler.request.headers.get("Authorization", "").partition(" ")
+    return text.strip() if hmac.compare_digest(scheme.lower().encode(), b"bearer") else ""
+
+
+def _reason(code: int) -> str:
+    try:
+        return HTTPStatus(code).phrase
+    except ValueError:
+        return "error"

@@ -1,0 +1,85 @@
+"""/1.0/images and /1.0/images/<fingerprint>."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado.web import stream_request_body
+
+from common.errors import InvalidRequest
+from controller.api.base import Handler, Right
+from controller.api.views import image_view
+from controller.images.files import StagedImage
+
+
+@stream_request_body
+class Images(Handler):
+    """GET, and POST of a tarball (`application/octet-stream`), which is written to disk as it comes."""
+
+    rights = {"GET": Right.READ, "POST": Right.OPERATE}
+    parameters = ("recursion", "alias")
+    staged: StagedImage | None = None
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        if self.request.method != "POST":
+            return
+        kind = self.request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip()
+        if kind.lower() != "application/octet-stream":
+            raise InvalidRequest(
+                "an image is uploaded as bytes", field="Content-Type", allowed="application/octet-stream"
+            )
+        limit = self.services.server.max_upload
+        connection: Any = self.request.connection
+        connection.set_max_body_size(limit)
+        self.services.images.check_aliases(self._aliases())
+        self.staged = self.services.images.stage(limit)
+
+    def _aliases(self) -> tuple[str, ...]:
+        return tuple(self.get_query_arguments("alias"))
+
+    async def data_received(self, chunk: bytes) -> None:
+        if self.staged is not None:
+            await self.staged.write(chunk)
+
+    def get(self) -> None:
+        images = sorted(self.services.fleet.images.values(), key=lambda image: image.fingerprint)
+        if self.recursion() == 0:
+            self.answer([f"/1.0/images/{image.fingerprint}" for image in images])
+        else:
+            self.answer([image_view(image) for image in images])
+
+    async def post(self) -> None:
+        if self.staged is None or self.staged.size == 0:
+            raise InvalidRequest("the upload is empty", field="body", allowed="a tarball")
+        staged, self.staged = self.staged, None
+        await staged.finish()
+        filename = self.request.headers.get("X-LXD-filename", "") or "upload"
+        operation = await self.services.image_operations.take_in(self.known, staged, filename, self._aliases())
+        self.answer_operation(operation)
+
+    def on_connection_close(self) -> None:
+        self._throw_away()
+
+    def on_finish(self) -> None:
+        self._throw_away()
+
+    def _throw_away(self) -> None:
+        if self.staged is not None:
+            self.staged.discard()
+            self.staged = None
+
+
+class Image(Handler):
+    """GET and DELETE; a unique prefix of the fingerprint will do."""
+
+    rights = {"GET": Right.READ, "DELETE": Right.OPERATE}
+
+    def get(self, fingerprint: str) -> None:
+        self.answer(image_view(self.services.images.by_fingerprint(fingerprint)))
+
+    async def delete(self, fingerprint: str) -> None:
+        self.answer_operation(await self.services.image_operations.delete(self.known, fingerprint))
+
+
+routes = [(r"/1\.0/images", Images), (r"/1\.0/images/([^/]+)", Image)]

@@ -1,0 +1,19 @@
+"""POST /1.0/placement: where a container would go and why, without doing anything."""
+
+from __future__ import annotations
+
+from controller.api.base import Handler, Right
+from controller.services.requests import PlacementBody
+
+
+class Placement(Handler):
+    """POST."""
+
+    rights = {"POST": Right.READ}
+
+    async def post(self) -> None:
+        chosen = await self.services.containers.place(self.body(PlacementBody))
+        self.answer({"node": chosen.node, "nodes": chosen.reasons})
+
+
+routes = [(r"/1\.0/placement", Placement)]

@@ -1,0 +1,214 @@
+"""Builds and joins all parts of the controller; says in which order they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import uuid
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import Connection
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from common import VERSION, keys
+from common.clock import Clock, SystemClock, timestamp
+from common.errors import VzfleetError
+from common.failpoints import from_environment
+from common.tasks import Tasks
+from controller import certificates
+from controller.api.application import make_server
+from controller.api.base import ServerFacts, Services
+from controller.dispatch.dispatcher import Dispatcher
+from controller.dispatch.router import Router
+from controller.dispatch.sessions import LinkSettings
+from controller.fleet import Fleet
+from controller.images.busybox import BusyboxBuilder
+from controller.images.debian import DebianBuilder
+from controller.images.files import ImageFiles
+from controller.operations.catalogue import KINDS
+from controller.operations.engine import Engine
+from controller.operations.kinds import Resources
+from controller.records import Token
+from controller.relay import Relay
+from controller.services.changes import Changes
+from controller.services.containers import Containers
+from controller.services.enrolment import Enrolment
+from controller.services.identities import Identities
+from controller.services.image_operations import ImageOperations
+from controller.services.images import Images
+from controller.services.nodes import Nodes
+from controller.services.operations import Operations
+from controller.services.states import States
+from controller.settings import ControllerSettings
+from controller.store import containers as container_rows
+from controller.store import counters, schema
+from controller.store import images as image_rows
+from controller.store import nodes as node_rows
+from controller.store import operations as operation_rows
+from controller.store.db import Change, Database
+
+log = logging.getLogger(__name__)
+SAVE_FIGURES_EVERY = 30.0
+PRUNE_EVERY = 600.0
+
+
+def prepare_state(settings: ControllerSettings) -> certificates.Certificates:
+    """Make what the first run needs: directory, keys, CA and certificate. Idempotent."""
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (settings.state / "tls").mkdir(mode=0o700, exist_ok=True)
+    keys.load_or_create(settings.state / "link.key")
+    return certificates.ensure(settings.state / "tls", *_names_and_addresses(settings))
+
+
+def _names_and_addresses(settings: ControllerSettings) -> tuple[list[str], list[str]]:
+    names: list[str] = [platform.node()]
+    addresses: list[str] = []
+    for address in settings.addresses:
+        numeric = ":" in address or address.replace(".", "").isdigit()
+        (addresses if numeric else names).append(address)
+    return names, addresses
+
+
+class App:
+    """A running controller."""
+
+    def __init__(self, settings: ControllerSettings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self._clock = clock or SystemClock()
+        self._tasks = Tasks("controller")
+        self.fleet = Fleet(self._clock)
+        self.store = Database(settings.url, self._committed)
+        self.identities = Identities(self.store, self._clock)
+        self.nodes = Nodes(self.store, self.fleet, settings, self._clock)
+        self._files = ImageFiles(settings.state / "images")
+        self._server: HTTPServer | None = None
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Open store, link and API, and go on with unfinished operations. Raises VzfleetError or OSError."""
+        settings = self.settings
+        schema.check(settings.url)
+        tls = prepare_state(settings)
+        key = keys.load(settings.state / "link.key")
+        (settings.state / "images").mkdir(mode=0o700, exist_ok=True)
+        self._files.sweep()
+        await self.store.open()
+        await self.store.read(self._load)
+        await self.identities.open()
+        epoch = await self.store.write(lambda transaction: counters.advance(transaction, "epoch"))
+        self.dispatcher = Dispatcher(
+            router=Router(f"tcp://{settings.host}:{settings.agent_port}", key, self._clock),
+            clock=self._clock,
+            epoch=epoch,
+            settings=LinkSettings(settings.heartbeat_interval, settings.heartbeat_timeout, settings.sample_interval),
+            listener=self.nodes,
+        )
+        services = self._services(tls, key.public, epoch)
+        await self.nodes.restore_figures()
+        for name, node in self.fleet.nodes.items():
+            self.dispatcher.enrol(name, node.record.public_key)
+        self.dispatcher.start()
+        await self.engine.resume()
+        self._serve(services, tls)
+        self._tasks.start(self._save_figures(), "figures")
+        self._tasks.start(self._prune(), "prune")
+        log.info("controller started", extra={"port": self.port, "epoch": epoch, "nodes": len(self.fleet.nodes)})
+
+    def _services(self, tls: certificates.Certificates, public_key: str, epoch: int) -> Services:
+        relay = Relay()
+        images = Images(self.store, self.fleet, self._files, (BusyboxBuilder(), DebianBuilder()), self._clock)
+        resources = Resources(self.fleet, self.dispatcher, images, relay, self._clock)
+        self.engine = Engine(self.store, KINDS, resources, self.dispatcher.acknowledge, from_environment())
+        operations = Operations(self.store, self.engine, self._clock)
+        containers = Containers(self.store, self.fleet, self.nodes, images, operations, self._clock)
+        enrolment = Enrolment(
+            self.store,
+            self.nodes,
+            self.dispatcher,
+            self.settings,
+            self._clock,
+            authority=tls.fingerprint,
+            public_key=public_key,
+        )
+        server = ServerFacts(
+            name=platform.node(),
+            version=VERSION,
+            instance=uuid.uuid4().hex[:12],
+            epoch=epoch,
+            ca=tls.ca.read_text(encoding="ascii"),
+            max_upload=self.settings.max_upload,
+        )
+        return Services(
+            fleet=self.fleet,
+            containers=containers,
+            changes=Changes(containers),
+            states=States(containers),
+            images=images,
+            image_operations=ImageOperations(images, operations),
+            nodes=self.nodes,
+            enrolment=enrolment,
+            operations=operations,
+            identities=self.identities,
+            relay=relay,
+            server=server,
+        )
+
+    def _serve(self, services: Services, tls: certificates.Certificates) -> None:
+        self._server = make_server(services, tls.server_context())
+        sockets = bind_sockets(self.settings.port, self.settings.host, backlog=1024)
+        self.port = sockets[0].getsockname()[1]
+        self._server.add_sockets(sockets)
+
+    def _load(self, connection: Connection) -> None:
+        self.fleet.load(
+            node_rows.rows.all(connection),
+            container_rows.rows.all(connection),
+            container_rows.all_snapshots(connection),
+            image_rows.rows.all(connection),
+        )
+
+    def _committed(self, changes: Sequence[Change]) -> None:
+        self.fleet.apply(changes)
+        for change in changes:
+            if change.kind is Token:
+                self.identities.apply(change)
+
+    async def stop(self) -> None:
+        """Answer nobody any more, leave operations where they stand, keep the last figures, close the store."""
+        if self._server is not None:
+            self._server.stop()
+        await self._tasks.close()
+        await self.engine.close()
+        await self.dispatcher.close()
+        if self._server is not None:
+            await self._server.close_all_connections()
+        try:
+            await self.nodes.save_figures()
+        except VzfleetError as error:
+            log.error("the last figures could not be kept", extra={"reason": error.text})
+        await self.store.close()
+        log.info("controller stopped")
+
+    async def _save_figures(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_FIGURES_EVERY)
+            try:
+                await self.nodes.save_figures()
+            except VzfleetError as error:
+                log.error("the last figures could not be kept", extra={"reason": error.text})
+
+    async def _prune(self) -> None:
+        while True:
+            try:
+                while await self._prune_batch():
+                    pass
+            except VzfleetError as error:
+                log.error("old operations could not be pruned", extra={"reason": error.text})
+            await asyncio.sleep(PRUNE_EVERY)
+
+    async def _prune_batch(self) -> int:
+        before = timestamp(self._clock.now() - timedelta(seconds=self.settings.operation_history))
+        return await self.store.write(lambda transaction: operation_rows.prune(transaction, before))

@@ -1,0 +1,94 @@
+"""GNU tar as a reader of hostile archives: it lists and prints, in bounded memory and time, and writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+from common import process
+from common.errors import DeadlinePassed, InvalidRequest, TooLarge
+
+MEMORY = 1024**3
+"""Address space in bytes for tar and for the decompressor; extended headers and dictionaries are sized by the file."""
+_CHUNK = 64 * 1024
+_LAST_ERRORS = 2048
+
+
+class Reader:
+    """Reads one archive. `decompressor` is a program with its options, or empty; each run takes at most `timeout` s."""
+
+    def __init__(self, path: Path, decompressor: Sequence[str], timeout: float) -> None:
+        # --force-local: a colon in the path is no host. Escaped names stay on one line each.
+        self._options = ["--force-local", "--quoting-style=escape", f"--file={path.absolute()}"]
+        if decompressor:
+            self._options.append(f"--use-compress-program={' '.join(decompressor)}")
+        self._timeout = timeout
+
+    async def names(self, longest: int) -> AsyncGenerator[str, None]:
+        """The members' names, directories with a slash at the end, as GNU tar escapes them.
+
+        Raises InvalidRequest when the archive is damaged or a name is longer than `longest` bytes, DeadlinePassed.
+        """
+        rest = b""
+        async with contextlib.aclosing(self._output(["--list", *self._options])) as output:
+            async for chunk in output:
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > longest or any(len(line) > longest for line in lines):
+                    raise InvalidRequest("a name in the archive is too long", allowed=f"at most {longest} bytes")
+                for line in lines:
+                    yield line.decode(errors="replace")
+
+    async def print_member(self, name: str, limit: int) -> bytes:
+        """The content of the first member with this name; empty when it is not a file. Raises TooLarge over `limit`."""
+        arguments = ["--extract", "--to-stdout", "--occurrence=1", "--no-recursion", "--no-wildcards", *self._options]
+        content = b""
+        async with contextlib.aclosing(self._output([*arguments, "--", name])) as output:
+            async for chunk in output:
+                content += chunk
+                if len(content) > limit:
+                    raise TooLarge(f"{name} in the archive is too large", allowed=f"at most {limit} bytes")
+        return content
+
+    async def _output(self, arguments: list[str]) -> AsyncGenerator[bytes, None]:
+        """What tar prints, in chunks; it is killed with its children when the reader stops, and at the time-out."""
+        tar = await asyncio.create_subprocess_exec(
+            *("prlimit", f"--as={MEMORY}", "--core=0", "--fsize=0", "--", "tar", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+        )
+        assert tar.stdout is not None and tar.stderr is not None  # noqa: S101 - both are pipes
+        errors = asyncio.create_task(_last(tar.stderr))
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        try:
+            try:
+                while chunk := await asyncio.wait_for(tar.stdout.read(_CHUNK), _left(deadline)):
+                    yield chunk
+                code = await asyncio.wait_for(tar.wait(), _left(deadline))
+            except TimeoutError:
+                raise DeadlinePassed(f"reading the archive took longer than {self._timeout:g} s") from None
+            if code != 0:
+                raise InvalidRequest(f"the archive is damaged: {await errors or f'tar ended with code {code}'}")
+        finally:
+            errors.cancel()
+            await process.end(tar)
+
+
+def _left(deadline: float) -> float:
+    return deadline - asyncio.get_running_loop().time()
+
+
+async def _last(stream: asyncio.StreamReader) -> str:
+    """Read to the end; gives the last lines, as short text."""
+    kept: deque[bytes] = deque(maxlen=2)
+    while chunk := await stream.read(_CHUNK):
+        kept.append(chunk)
+    lines = b"".join(kept)[-_LAST_ERRORS:].decode(errors="replace").split("\n")
+    return "; ".join(line.strip() for line in lines if line.strip())[-400:]

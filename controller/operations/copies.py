@@ -1,0 +1,107 @@
+"""Copying a container, or one of its snapshots, to a new container on any node."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from common.messages import (
+    ContainerSpec,
+    CopyContainer,
+    CreateSnapshot,
+    DeleteContainer,
+    DeleteSnapshot,
+    StartContainer,
+)
+from controller.operations.containers import creation_failed
+from controller.operations.kinds import Context, Kind, Step
+from controller.operations.transfers import transfer
+from controller.records import Operation, Phase
+from controller.store import containers as rows
+from controller.store.db import Transaction
+
+
+class CopyParameters(Struct, frozen=True):
+    """A copy: `spec` is the new container's, `source` the old one's; `snapshot` when it is one that is copied."""
+
+    spec: ContainerSpec
+    node: str
+    source: ContainerSpec
+    source_node: str
+    snapshot: str | None
+    start: bool
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the source must be held still by a snapshot while its data travels."""
+        return self.snapshot is None and self.node != self.source_node
+
+
+def _pin(context: Context) -> str:
+    return f"copy-{context.operation.id}"
+
+
+async def _hold(context: Context) -> None:
+    wanted = context.parameters(CopyParameters)
+    if wanted.pinned:
+        await context.command(
+            wanted.source_node, CreateSnapshot(wanted.source.id, _pin(context)), wanted.source.generation
+        )
+
+
+async def _let_go(context: Context) -> None:
+    wanted = context.parameters(CopyParameters)
+    if wanted.pinned:
+        await context.command(
+            wanted.source_node, DeleteSnapshot(wanted.source.id, _pin(context)), wanted.source.generation
+        )
+
+
+async def _copy(context: Context) -> None:
+    wanted = context.parameters(CopyParameters)
+    if wanted.node == wanted.source_node:
+        arguments = CopyContainer(wanted.spec, wanted.source.id, wanted.snapshot)
+        await context.command(wanted.node, arguments, wanted.spec.generation)
+        return
+    snapshot = wanted.snapshot or _pin(context)
+    await transfer(
+        context,
+        wanted.source_node,
+        wanted.source,
+        wanted.node,
+        wanted.spec,
+        snapshot=snapshot,
+        with_snapshots=False,
+    )
+
+
+async def _delete_copy(context: Context) -> None:
+    wanted = context.parameters(CopyParameters)
+    await context.command(wanted.node, DeleteContainer(wanted.spec.id, force=True), wanted.spec.generation)
+
+
+async def _start_copy(context: Context) -> None:
+    wanted = context.parameters(CopyParameters)
+    if wanted.start:
+        await context.command(wanted.node, StartContainer(wanted.spec.id), wanted.spec.generation)
+
+
+def _copied(transaction: Transaction, operation: Operation) -> None:
+    record = rows.require(transaction, operation.containers[0])
+    rows.rows.replace(transaction, msgspec.structs.replace(record, phase=Phase.READY, error=None))
+    rows.release(transaction, operation)
+
+
+COPY = Kind(
+    name="container.copy",
+    description="Copying container",
+    steps=(
+        Step("hold", _hold, _let_go),
+        Step("copy", _copy, _delete_copy),
+        Step("start", _start_copy),
+        Step("let-go", _let_go),
+    ),
+    timeout=6 * 3600,
+    succeeded=_copied,
+    failed=creation_failed,
+)

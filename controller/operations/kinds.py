@@ -1,0 +1,143 @@
+"""What an operation is made of: a kind with its steps, and the context in which a step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from common.clock import Clock
+from common.errors import Internal
+from common.messages import Arguments, Outcome, Progress, Result
+from controller.fleet import Fleet
+from controller.operations.machine import Shape
+from controller.records import Image, Operation
+from controller.relay import Relay
+from controller.store.db import Transaction
+
+T = TypeVar("T")
+ReportProgress = Callable[[str, int | None], None]
+
+
+class Dispatch(Protocol):
+    """How a command reaches a node: `controller.dispatch.dispatcher`, or a test's double."""
+
+    async def call(
+        self,
+        node: str,
+        arguments: Arguments,
+        *,
+        command: str,
+        generation: int,
+        deadline: float,
+        request: str = "",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Result: ...
+
+
+class ImageSupply(Protocol):
+    """Where the controller gets images from: `controller.services.images`, or a test's double."""
+
+    async def obtain(self, source: str, properties: dict[str, str], report: ReportProgress) -> Image:
+        """The image of a builder's key, built when the controller does not have it."""
+        ...
+
+    async def import_upload(self, upload: str, filename: str, aliases: tuple[str, ...]) -> Image:
+        """Keep an uploaded file as an image, if it is one."""
+        ...
+
+    async def forget(self, fingerprint: str) -> None:
+        """Remove an image's file and row."""
+        ...
+
+    def ticket(self, fingerprint: str, operation: str) -> str:
+        """A token good for fetching that file for that operation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What steps may use."""
+
+    fleet: Fleet
+    dispatch: Dispatch
+    images: ImageSupply
+    relay: Relay
+    clock: Clock
+
+
+@dataclass
+class Context:
+    """One operation under way. `deadline` is on the monotonic clock; `answered` are commands to be acknowledged."""
+
+    operation: Operation
+    resources: Resources
+    deadline: float
+    report: ReportProgress
+    progress: Callable[[Progress], None]
+    place: str = ""
+    answered: list[tuple[str, str]] = field(default_factory=list)
+
+    def parameters(self, kind: type[T]) -> T:
+        """What the operation was accepted with, typed."""
+        return msgspec.convert(self.operation.parameters, type=kind)
+
+    async def command(self, node: str, arguments: Arguments, generation: int, part: str = "") -> Outcome:
+        """Have a node do something, at most once for this step; `part` tells apart two commands of one step."""
+        command = f"{self.operation.id}/{self.place}{part}"
+        result = await self.resources.dispatch.call(
+            node,
+            arguments,
+            command=command,
+            generation=generation,
+            deadline=self.deadline,
+            request=self.operation.request,
+            progress=self.progress,
+        )
+        self.answered.append((node, command))
+        if result.outcome is None:
+            raise Internal(f"node {node} answered {command} with neither outcome nor error")
+        self.resources.fleet.outcome(node, result.outcome, result.sampled_at)
+        return result.outcome
+
+
+Do = Callable[[Context], Awaitable[Any]]
+Undo = Callable[[Context], Awaitable[None]]
+Write = Callable[[Transaction, Operation], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A named step. `do` returns its output (plain JSON values); `undo` finds nothing to do when `do` did nothing.
+
+    `write` changes rows in the transaction that records the step as done.
+    """
+
+    name: str
+    do: Do
+    undo: Undo | None = None
+    write: Write | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of operation. `timeout` in seconds; `succeeded` and `failed` write rows in the last transaction.
+
+    Steps from `no_return` on (an index) are neither undone nor interrupted.
+    """
+
+    name: str
+    description: str
+    steps: tuple[Step, ...]
+    timeout: float
+    succeeded: Write
+    failed: Write
+    no_return: int | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """What the state machine must know of it."""
+        end = len(self.steps) if self.no_return is None else self.no_return
+        return Shape(tuple(step.undo is not None and i < end for i, step in enumerate(self.steps)), end)

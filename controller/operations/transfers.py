@@ -1,0 +1,37 @@
+"""A container's data from one node to another, through the controller's relay."""
+
+from __future__ import annotations
+
+import asyncio
+
+from common.messages import ContainerSpec, ReceiveContainer, SendContainer
+from controller.operations.kinds import Context
+
+
+async def transfer(
+    context: Context,
+    source_node: str,
+    source: ContainerSpec,
+    target_node: str,
+    target: ContainerSpec,
+    *,
+    snapshot: str | None,
+    with_snapshots: bool,
+) -> None:
+    """Make `target` on its node from what `source` has on its own. Raises what went wrong first."""
+    relay = context.resources.relay
+    tokens = relay.open(context.operation.id)
+    path = f"/1.0/internal/transfers/{context.operation.id}"
+    send = SendContainer(source.id, path, tokens.send, snapshot, with_snapshots)
+    receive = ReceiveContainer(target, path, tokens.receive)
+    try:
+        ends = await asyncio.gather(
+            context.command(source_node, send, source.generation, part="-send"),
+            context.command(target_node, receive, target.generation, part="-receive"),
+            return_exceptions=True,
+        )
+    finally:
+        relay.close(context.operation.id)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end

@@ -1,0 +1,71 @@
+"""Who may call: bearer tokens, of which only the hash is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+
+from common.clock import Clock, timestamp
+from controller.records import Token
+from controller.store import tokens as rows
+from controller.store.db import Change, Database
+
+PREFIX = "vzf_"
+LOOK_AGAIN = 1.0
+"""Seconds between two looks into the store for a token that is not in memory."""
+
+
+def hash_token(text: str) -> str:
+    """What the store keeps of a token."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def new_token(name: str, role: str, clock: Clock) -> tuple[str, Token]:
+    """A new token: its text, shown once, and its row."""
+    text = PREFIX + secrets.token_urlsafe(32)
+    return text, Token(str(uuid.uuid4()), name, role, hash_token(text), timestamp(clock.now()))
+
+
+class Identities:
+    """The tokens in memory: every request asks, and asking must cost nothing."""
+
+    def __init__(self, store: Database, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._by_hash: dict[str, Token] = {}
+        self._hash_by_id: dict[str, str] = {}
+        self._look_at = 0.0
+
+    async def open(self) -> None:
+        """Load all tokens."""
+        for token in await self._store.read(rows.rows.all):
+            self._put(token)
+
+    async def _look_again(self) -> None:
+        """Tokens may also be made by the command line beside a running controller; at most once in LOOK_AGAIN."""
+        now = self._clock.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_AGAIN
+            await self.open()
+
+    def apply(self, change: Change) -> None:
+        """Mirror a committed change."""
+        if isinstance(change.record, Token):
+            self._put(change.record)
+        else:
+            self._by_hash.pop(self._hash_by_id.pop(change.key, ""), None)
+
+    def _put(self, token: Token) -> None:
+        self._by_hash[token.hash] = token
+        self._hash_by_id[token.id] = token.hash
+
+    async def find(self, text: str) -> Token | None:
+        """The token with this text, unless it has expired. Looked up by hash, so that time tells nothing of it."""
+        key = hash_token(text)
+        if key not in self._by_hash:
+            await self._look_again()
+        token = self._by_hash.get(key)
+        if token is None or (token.expires_at is not None and token.expires_at < timestamp(self._clock.now())):
+            return None
+        return token

@@ -1,0 +1,234 @@
+"""Images: which one a request means, building what is missing, taking in uploads, tokens for fetching files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from common.clock import Clock, timestamp
+from common.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
+from common.names import check_alias
+from controller.fleet import Fleet
+from controller.images.builders import Builder, find_builder
+from controller.images.files import ImageFiles, StagedImage
+from controller.images.inspect import inspect
+from controller.operations.kinds import ReportProgress
+from controller.records import Image
+from controller.services.requests import ImageSource
+from controller.store import images as rows
+from controller.store.db import Database
+
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class Resolved(Struct, frozen=True):
+    """The image that a request means: stored (`fingerprint`), or to be made by a builder (`source`).
+
+    `requested` is what the container's `image` field shows beside what it got.
+    """
+
+    fingerprint: str | None
+    source: str | None
+    properties: dict[str, str]
+    architecture: str | None
+    requested: dict[str, Any]
+
+
+def canonical_architecture(name: str) -> str:
+    """The kernel's name of an architecture for Debian's."""
+    return ARCHITECTURES.get(name, name)
+
+
+class Images:
+    """The images of the controller."""
+
+    def __init__(
+        self,
+        store: Database,
+        fleet: Fleet,
+        files: ImageFiles,
+        builders: Sequence[Builder],
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._files = files
+        self._builders = builders
+        self._clock = clock
+        self._building: dict[str, asyncio.Task[Image]] = {}
+        self._uploads: dict[str, StagedImage] = {}
+        self._ticket_key = secrets.token_bytes(32)
+
+    # ------------------------------------------------------------ finding
+
+    def resolve(self, source: ImageSource) -> Resolved:
+        """The image that a source means. Raises InvalidRequest or NotFound naming the field."""
+        given = [name for name in ("properties", "alias", "fingerprint") if getattr(source, name) is not None]
+        if len(given) != 1:
+            raise InvalidRequest(
+                "an image source names its image in one way",
+                field="source",
+                allowed="one of properties, alias, fingerprint",
+            )
+        if source.fingerprint is not None:
+            image = self.by_fingerprint(source.fingerprint, field="source.fingerprint")
+            return _stored(image, {"fingerprint": source.fingerprint})
+        if source.alias is not None:
+            return _stored(self.by_alias(source.alias, field="source.alias"), {"alias": source.alias})
+        return self._by_properties(source.properties or {})
+
+    def by_fingerprint(self, prefix: str, field: str = "fingerprint") -> Image:
+        """The image whose fingerprint begins so. Raises NotFound, or InvalidRequest when there are several."""
+        found = [image for key, image in self._fleet.images.items() if key.startswith(prefix.lower())]
+        if not prefix or not found:
+            raise NotFound(f"image {prefix[:64]!r} not found", field=field)
+        if len(found) > 1:
+            raise InvalidRequest(f"{len(found)} images begin with {prefix!r}", field=field, allowed="a unique prefix")
+        return found[0]
+
+    def by_alias(self, alias: str, field: str = "alias") -> Image:
+        """The image with this alias. Raises NotFound."""
+        for image in self._fleet.images.values():
+            if alias in image.aliases:
+                return image
+        raise NotFound(f"image alias {alias[:128]!r} not found", field=field)
+
+    def _by_properties(self, properties: dict[str, str]) -> Resolved:
+        if not properties:
+            raise InvalidRequest(
+                "the image's properties are empty", field="source.properties", allowed="os, release, architecture"
+            )
+        newest_first = sorted(self._fleet.images.values(), key=lambda image: image.created_at, reverse=True)
+        for image in newest_first:
+            if not image.source and _match(image.properties, properties):
+                return _stored(image, dict(properties))
+        builder = find_builder(self._builders, properties)
+        key = builder.key(properties)
+        made = next((image for image in newest_first if image.source == key), None)
+        if made is not None:
+            return _stored(made, dict(properties))
+        architecture = properties.get("architecture")
+        return Resolved(
+            None, key, properties, canonical_architecture(architecture) if architecture else None, dict(properties)
+        )
+
+    # ------------------------------------------------------------ taking in
+
+    async def obtain(self, source: str, properties: dict[str, str], report: ReportProgress) -> Image:
+        """The image of a builder's key; several who want it wait for one build."""
+        made = next((image for image in self._fleet.images.values() if image.source == source), None)
+        if made is not None:
+            return made
+        task = self._building.get(source)
+        if task is None:
+            task = asyncio.ensure_future(self._build(source, properties, report))
+            self._building[source] = task
+            task.add_done_callback(lambda _: self._building.pop(source, None))
+        return await asyncio.shield(task)
+
+    async def _build(self, source: str, properties: dict[str, str], report: ReportProgress) -> Image:
+        builder = find_builder(self._builders, properties)
+        built = await builder.build(properties, self._files, report)
+        return await self._keep(built.staged, built.layout, built.properties, (), source, f"{source}.tar")
+
+    def stage(self, limit: int) -> StagedImage:
+        """A file for an upload of at most `limit` bytes."""
+        return self._files.stage(limit)
+
+    def hold(self, staged: StagedImage) -> str:
+        """Keep a complete upload until its operation takes it; returns the name by which it does."""
+        upload = secrets.token_hex(16)
+        self._uploads[upload] = staged
+        return upload
+
+    def let_go(self, upload: str) -> None:
+        """Throw away an upload whose operation was not accepted."""
+        staged = self._uploads.pop(upload, None)
+        if staged is not None:
+            staged.discard()
+
+    async def import_upload(self, upload: str, filename: str, aliases: tuple[str, ...]) -> Image:
+        """Keep an uploaded file as an image, if it is one. Raises InvalidRequest, Conflict, Unavailable."""
+        staged = self._uploads.pop(upload, None)
+        if staged is None:
+            raise Unavailable("the upload was lost when the controller restarted: send it again")
+        try:
+            self.check_aliases(aliases)
+            facts = await inspect(staged.path)
+            return await self._keep(staged, facts.layout, dict(facts.properties), aliases, "", filename)
+        finally:
+            staged.discard()
+
+    def check_aliases(self, aliases: tuple[str, ...]) -> None:
+        """Raise InvalidRequest for a malformed alias, Conflict for one that another image has."""
+        for alias in aliases:
+            check_alias(alias)
+            if any(alias in image.aliases for image in self._fleet.images.values()):
+                raise Conflict(f"the alias {alias!r} belongs to another image", field="alias")
+
+    async def _keep(
+        self,
+        staged: StagedImage,
+        layout: str,
+        properties: dict[str, str],
+        aliases: tuple[str, ...],
+        source: str,
+        filename: str,
+    ) -> Image:
+        fingerprint = staged.fingerprint or (await staged.finish())[0]
+        present = self._fleet.images.get(fingerprint)
+        if present is None:
+            await self._files.keep(staged)
+            now = timestamp(self._clock.now())
+            image = Image(fingerprint, layout, staged.size, properties, aliases, source, filename[:255], now)
+            return await self._store.write(lambda transaction: rows.rows.insert(transaction, image))
+        staged.discard()
+        merged = msgspec.structs.replace(present, aliases=(*present.aliases, *aliases), source=source or present.source)
+        return await self._store.write(lambda transaction: rows.rows.replace(transaction, merged))
+
+    async def forget(self, fingerprint: str) -> None:
+        """Remove an image's row and file; absent is success."""
+        await self._store.write(lambda transaction: rows.rows.delete(transaction, fingerprint))
+        self._files.delete(fingerprint)
+
+    # ------------------------------------------------------------ fetching by nodes
+
+    def ticket(self, fingerprint: str, operation: str) -> str:
+        """A token good for fetching one file for one operation, until the controller restarts."""
+        mark = hmac.new(self._ticket_key, f"{operation}/{fingerprint}".encode(), hashlib.sha256).hexdigest()
+        return f"{operation}.{mark}"
+
+    def file_for(self, fingerprint: str, ticket: str) -> Path:
+        """The file that a ticket opens. Raises Forbidden or NotFound."""
+        operation, _, _ = ticket.partition(".")
+        if not hmac.compare_digest(self.ticket(fingerprint, operation).encode(), ticket.encode()):
+            raise Forbidden("this token does not open that image")
+        if fingerprint not in self._fleet.images:
+            raise NotFound(f"image {fingerprint[:12]} not found")
+        return self._files.path(fingerprint)
+
+
+def _stored(image: Image, requested: dict[str, Any]) -> Resolved:
+    architecture = image.properties.get("architecture")
+    return Resolved(
+        image.fingerprint,
+        None,
+        image.properties,
+        canonical_architecture(architecture) if architecture else None,
+        {**requested, "fingerprint": image.fingerprint},
+    )
+
+
+def _match(has: dict[str, str], wanted: dict[str, str]) -> bool:
+    def normal(name: str, value: str) -> str:
+        return canonical_architecture(value.lower()) if name == "architecture" else value.lower()
+
+    return all(name in has and normal(name, has[name]) == normal(name, value) for name, value in wanted.items())

@@ -1,0 +1,153 @@
+"""Nodes: what placement knows of them, what their agents report, and their figures through a restart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from common.clock import Clock, timestamp
+from common.errors import NotFound, Unavailable
+from common.messages import Hello, Inventory, Samples, StateChanged
+from common.states import NodeStatus
+from controller.fleet import Fleet, LiveNode
+from controller.placement import NodeState, Policy
+from controller.settings import ControllerSettings
+from controller.store import nodes as rows
+from controller.store.containers import Reserved
+from controller.store.db import Database, Transaction
+
+log = logging.getLogger(__name__)
+
+
+class Nodes:
+    """The nodes of the fleet. Hears what the dispatcher reports of them."""
+
+    def __init__(self, store: Database, fleet: Fleet, settings: ControllerSettings, clock: Clock) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._clock = clock
+        self.policy = Policy(settings.overcommit_memory, settings.overcommit_disk, settings.spread_by_hostname)
+
+    # ------------------------------------------------------------ asking
+
+    def require(self, name: str, field: str = "node") -> LiveNode:
+        """The node. Raises NotFound."""
+        node = self._fleet.nodes.get(name)
+        if node is None:
+            raise NotFound(f"node {name[:64]} not found", field=field)
+        return node
+
+    def require_reachable(self, name: str) -> LiveNode:
+        """The node, which can be spoken with now. Raises NotFound or Unavailable."""
+        node = self.require(name)
+        if node.status not in (NodeStatus.ONLINE, NodeStatus.SUSPECT):
+            raise Unavailable(f"node {name} is out of reach: {node.reason}")
+        return node
+
+    def memory_of(self, name: str) -> int:
+        """A node's memory in bytes; 0 while it is not known."""
+        node = self._fleet.nodes.get(name)
+        return node.record.facts.memory if node is not None and node.record.facts is not None else 0
+
+    def states(self, reserved: Mapping[str, Reserved], prefix: str | None = None) -> list[NodeState]:
+        """What placement knows: facts, load, and the reservations that the caller read in its transaction."""
+        return [
+            _placement_state(node, reserved.get(name, Reserved()), self._peers(node, prefix))
+            for name, node in self._fleet.nodes.items()
+        ]
+
+    def _peers(self, node: LiveNode, prefix: str | None) -> int:
+        if prefix is None or not self.policy.spread_by_hostname:
+            return 0
+        hostnames = (self._fleet.containers[container].record.hostname for container in node.containers)
+        return sum(1 for hostname in hostnames if hostname_prefix(hostname) == prefix)
+
+    # ------------------------------------------------------------ what agents report (LinkListener)
+
+    def hello(self, node: str, hello: Hello) -> None:
+        """An agent was let in."""
+        log.info("agent connected", extra={"node": node, "version": hello.version, "boot": hello.boot_id})
+
+    async def inventory(self, node: str, inventory: Inventory) -> Mapping[str, int]:
+        """Take over all that a node has; keep its facts when they changed."""
+        record = self.require(node).record
+        if record.facts != inventory.facts:
+            changed = msgspec.structs.replace(record, facts=inventory.facts)
+            await self._store.write(lambda transaction: rows.rows.replace(transaction, changed))
+        self._fleet.inventory(node, inventory)
+        return self._fleet.generations(node)
+
+    def samples(self, node: str, samples: Samples) -> None:
+        """Take over new figures."""
+        self._fleet.samples(node, samples)
+
+    def state_changed(self, node: str, change: StateChanged) -> None:
+        """Take over what happened to a container by itself."""
+        self._fleet.state_changed(node, change.container, change.removed)
+
+    def node_status(self, node: str, status: NodeStatus, reason: str) -> None:
+        """Take over whether the node can be reached."""
+        log.info("node status", extra={"node": node, "status": str(status), "reason": reason})
+        self._fleet.node_status(node, status, reason)
+
+    # ------------------------------------------------------------ figures through a restart
+
+    async def save_figures(self) -> None:
+        """Keep every node's last figures."""
+        now = timestamp(self._clock.now())
+        batches = {name: self._batch(node) for name, node in self._fleet.nodes.items()}
+
+        def write(transaction: Transaction) -> None:
+            for name, batch in batches.items():
+                if batch is not None and rows.rows.get(transaction.connection, name) is not None:
+                    rows.save_samples(transaction, name, now, batch)
+
+        await self._store.write(write)
+
+    def _batch(self, node: LiveNode) -> Any:
+        lives = [self._fleet.containers[container] for container in sorted(node.containers)]
+        return {
+            "containers": [
+                {
+                    "sample": msgspec.to_builtins(live.sample),
+                    "sampled_at": live.sampled_at,
+                    "report": msgspec.to_builtins(live.report),
+                }
+                for live in lives
+                if live.report is not None
+            ],
+            "last_seen": node.last_seen,
+        }
+
+    async def restore_figures(self) -> None:
+        """Take the kept figures over; they count until the node reports again."""
+        for name, (_, body) in (await self._store.read(rows.saved_samples)).items():
+            self._fleet.restore(name, body)
+
+
+def hostname_prefix(hostname: str) -> str:
+    """A hostname without its trailing number: `web` for `web-12` and `web12`."""
+    return hostname.rstrip("0123456789").rstrip("-_.")
+
+
+def _placement_state(node: LiveNode, reserved: Reserved, peers: int) -> NodeState:
+    facts, sample = node.record.facts, node.sample
+    known = node.status is NodeStatus.ONLINE and facts is not None
+    return NodeState(
+        name=node.record.name,
+        status=node.status if known else NodeStatus.OFFLINE,
+        architecture=facts.architecture if facts else "",
+        cpus=facts.cpus if facts else 0,
+        memory=facts.memory if facts else 0,
+        memory_free=sample.memory_free if sample else (facts.memory if facts else 0),
+        disk=facts.disk if facts else 0,
+        disk_free=sample.disk_free if sample else (facts.disk if facts else 0),
+        disk_limits=facts is not None and "disk_limits" in facts.capabilities,
+        containers=reserved.containers,
+        reserved_memory=reserved.memory,
+        reserved_disk=reserved.disk,
+        peers=peers,
+    )

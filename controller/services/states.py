@@ -1,0 +1,140 @@
+"""Starting, stopping, restarting, freezing, unfreezing; snapshots."""
+
+from __future__ import annotations
+
+import msgspec
+
+from common.errors import Conflict, InvalidRequest, NotFound
+from common.names import check_snapshot_name
+from common.states import Status
+from controller.fleet import LiveContainer
+from controller.operations.snapshots import SnapshotParameters
+from controller.operations.states import StateParameters
+from controller.records import Operation, Phase
+from controller.services.caller import Caller
+from controller.services.containers import Containers
+from controller.services.requests import SnapshotBody, StateBody
+from controller.store import containers as rows
+from controller.store.db import Transaction
+
+LONGEST_STOP = 600.0
+"""What a time-out of -1 means, in seconds."""
+
+# Which action is refused in which status, and the reason as LXD words it.
+REFUSED: dict[str, dict[Status, str]] = {
+    "start": {Status.RUNNING: "The container is already running"},
+    "stop": {Status.STOPPED: "The container is already stopped"},
+    "restart": {Status.STOPPED: "The container is not running"},
+    "freeze": {Status.STOPPED: "The container is not running", Status.FROZEN: "The container is already frozen"},
+    "unfreeze": {Status.STOPPED: "The container is not running", Status.RUNNING: "The container is not frozen"},
+}
+
+
+class States:
+    """Changes of a container's state, and its snapshots."""
+
+    def __init__(self, containers: Containers) -> None:
+        self._containers = containers
+
+    async def change(self, caller: Caller, container: str, body: StateBody) -> Operation:
+        """Accept an action. Raises NotFound, InvalidRequest (it makes no sense now), Busy, Unavailable, Conflict."""
+        live = self._ready(container)
+        self._check_action(live, body)
+        timeout = LONGEST_STOP if body.timeout < 0 else body.timeout
+
+        def prepare(transaction: Transaction) -> Operation:
+            record = rows.require_idle(transaction, container)
+            parameters = StateParameters(container, record.node, record.generation, timeout, body.force)
+            operation = self._containers.operations.draft(
+                caller,
+                f"container.{body.action}",
+                containers=(container,),
+                node=record.node,
+                parameters=parameters,
+                extra_time=0 if body.force else timeout,
+            )
+            rows.rows.replace(transaction, msgspec.structs.replace(record, operation=operation.id))
+            return operation
+
+        return await self._containers.operations.accept(prepare)
+
+    def _check_action(self, live: LiveContainer, body: StateBody) -> None:
+        status = self._containers.fleet.status_of(live).status
+        reason = REFUSED[body.action].get(status)
+        if live.record.operation is None and reason is not None:
+            raise InvalidRequest(reason, field="action", allowed=_sensible(status))
+        if status is Status.FROZEN and body.action in ("stop", "restart") and not body.force:
+            raise InvalidRequest(
+                "a frozen container cannot stop by itself", field="action", allowed="unfreeze it first, or force"
+            )
+
+    # ------------------------------------------------------------ snapshots
+
+    async def take_snapshot(self, caller: Caller, container: str, body: SnapshotBody) -> Operation:
+        """Accept a snapshot. Raises NotFound, InvalidRequest, Conflict (the name is taken), Busy, Unavailable."""
+        live = self._ready(container)
+        name = check_snapshot_name(body.name) if body.name is not None else _next_name(live)
+        if name in live.snapshots:
+            raise Conflict(f"container {container} has a snapshot {name} already", field="name")
+        return await self._on_snapshot(caller, "snapshot.create", container, name)
+
+    async def delete_snapshot(self, caller: Caller, container: str, name: str) -> Operation:
+        """Accept a deletion of a snapshot. Raises NotFound, Busy, Unavailable."""
+        self._ready(container)
+        self.require_snapshot(container, name)
+        return await self._on_snapshot(caller, "snapshot.delete", container, name)
+
+    async def restore(self, caller: Caller, container: str, name: str) -> Operation:
+        """Accept a restore; a running container is stopped for it and started again. Raises NotFound, Busy."""
+        self._ready(container)
+        # LXD's clients name it "container/snapshot" or by its bare name.
+        own = name.removeprefix(f"{container}/")
+        self.require_snapshot(container, own, "restore")
+        return await self._on_snapshot(caller, "snapshot.restore", container, own)
+
+    def require_snapshot(self, container: str, name: str, field: str = "name") -> None:
+        """Raise NotFound unless the container has this snapshot."""
+        if name not in self._containers.get(container).snapshots:
+            raise NotFound(f"container {container} has no snapshot {name[:64]}", field=field)
+
+    async def _on_snapshot(self, caller: Caller, kind: str, container: str, name: str) -> Operation:
+        status = self._containers.fleet.status_of(self._containers.get(container)).status
+
+        def prepare(transaction: Transaction) -> Operation:
+            record = rows.require_idle(transaction, container)
+            running = status in (Status.RUNNING, Status.FROZEN)
+            parameters = SnapshotParameters(container, record.node, record.generation, name, record.config, running)
+            operation = self._containers.operations.draft(
+                caller,
+                kind,
+                containers=(container,),
+                node=record.node,
+                parameters=parameters,
+                resources={
+                    "containers": [f"/1.0/vz/{container}"],
+                    "snapshots": [f"/1.0/vz/{container}/snapshots/{name}"],
+                },
+            )
+            rows.rows.replace(transaction, msgspec.structs.replace(record, operation=operation.id))
+            return operation
+
+        return await self._containers.operations.accept(prepare)
+
+    def _ready(self, container: str) -> LiveContainer:
+        live = self._containers.get(container)
+        if live.record.phase is Phase.FAILED:
+            raise Conflict(f"container {container} is not whole: {live.record.error}", field="id")
+        self._containers.nodes.require_reachable(live.record.node)
+        return live
+
+
+def _next_name(live: LiveContainer) -> str:
+    number = 0
+    while f"snap{number}" in live.snapshots:
+        number += 1
+    return f"snap{number}"
+
+
+def _sensible(status: Status) -> str:
+    actions = [action for action, refused in REFUSED.items() if status not in refused]
+    return f"{', '.join(actions)} while it is {status.text}"

@@ -1,0 +1,74 @@
+"""The controller's settings: defaults, `<state>/controller.json`, then the command line."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from common.errors import InvalidRequest
+
+
+class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of one controller. Times in seconds, sizes in bytes."""
+
+    state: Path
+    host: str = "0.0.0.0"  # noqa: S104 - the API is meant for the network; everything but GET / needs a token
+    port: int = 8443
+    agent_port: int = 8444
+    addresses: tuple[str, ...] = ()
+    """Names and addresses by which others reach the controller; they stand in its certificate and in join tokens."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty means `controller.db` in the state directory."""
+    overcommit_memory: float = 1.0
+    """How many times a node's memory may be promised to containers."""
+    overcommit_disk: float = 1.0
+    """How many times a node's disk may be promised to containers."""
+    spread_by_hostname: bool = False
+    """Prefer nodes with fewer containers whose hostname has the same prefix (up to the last dash and digits)."""
+    heartbeat_interval: float = 1.5
+    heartbeat_timeout: float = 8.0
+    sample_interval: float = 5.0
+    operation_history: float = 30 * 86400.0
+    """How long ended operations are kept."""
+    join_token_lifetime: float = 3600.0
+    max_upload: int = 10 * 2**30
+    """Largest image file that may be uploaded."""
+    log_level: str = "info"
+
+    @property
+    def url(self) -> str:
+        """The database's SQLAlchemy URL."""
+        return self.database_url or f"sqlite:///{self.state / 'controller.db'}"
+
+    @property
+    def advertised(self) -> str:
+        """The address that join tokens name."""
+        return self.addresses[0] if self.addresses else socket.gethostname()
+
+
+def load(state: Path, **overrides: object) -> ControllerSettings:
+    """Settings of the controller in `state`; `overrides` that are None do not count.
+
+    Raises InvalidRequest naming the field that is wrong.
+    """
+    file = state / "controller.json"
+    try:
+        stored = msgspec.json.decode(file.read_bytes(), type=dict) if file.exists() else {}
+        given = {key: value for key, value in overrides.items() if value is not None}
+        values = {**stored, **given, "state": str(state)}
+        return msgspec.convert(values, type=ControllerSettings, dec_hook=lambda kind, value: kind(value))
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise InvalidRequest(f"{file}: {error}", field=str(file)) from None
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}", field=str(file)) from None
+
+
+def save(settings: ControllerSettings) -> None:
+    """Write what differs from the defaults to `controller.json`."""
+    defaults = ControllerSettings(state=settings.state)
+    fields = (name for name in settings.__struct_fields__ if name != "state")
+    values = {name: getattr(settings, name) for name in fields if getattr(settings, name) != getattr(defaults, name)}
+    (settings.state / "controller.json").write_bytes(msgspec.json.format(msgspec.json.encode(values), indent=2))

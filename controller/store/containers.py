@@ -1,0 +1,94 @@
+"""Containers and their snapshots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from common.errors import Busy, NotFound
+from controller.records import Container, Operation, Snapshot
+from controller.store import models
+from controller.store.db import Transaction
+from controller.store.rows import Rows
+
+rows = Rows(models.containers, Container, "id")
+_snapshots = Rows(models.snapshots, Snapshot, "name")
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What a node's containers have reserved there: bytes, and how many there are."""
+
+    memory: int = 0
+    disk: int = 0
+    containers: int = 0
+
+
+def require(transaction: Transaction, container: str) -> Container:
+    """The container. Raises NotFound."""
+    record = rows.get(transaction.connection, container)
+    if record is None:
+        raise NotFound(f"container {container} not found", field="id")
+    return record
+
+
+def require_idle(transaction: Transaction, container: str) -> Container:
+    """The container, on which no operation works. Raises NotFound or Busy."""
+    record = require(transaction, container)
+    if record.operation is not None:
+        url = f"/1.0/operations/{record.operation}"
+        raise Busy(f"container {container} is busy with another operation", details={"operation": url})
+    return record
+
+
+def release(transaction: Transaction, operation: Operation) -> None:
+    """The operation works on its containers no more."""
+    for container in operation.containers:
+        record = rows.get(transaction.connection, container)
+        if record is not None and record.operation == operation.id:
+            rows.replace(transaction, msgspec.structs.replace(record, operation=None))
+
+
+def reserved_by_node(transaction: Transaction) -> dict[str, Reserved]:
+    """The sums that placement needs, in one statement."""
+    table = models.containers
+    query = select(
+        table.c.node, func.sum(table.c.reserved_memory), func.sum(table.c.reserved_disk), func.count()
+    ).group_by(table.c.node)
+    return {node: Reserved(int(m), int(d), n) for node, m, d, n in transaction.connection.execute(query)}
+
+
+def change_id(transaction: Transaction, old: str, record: Container) -> None:
+    """Write `record` over the container `old`, whose id it may change; its snapshots follow."""
+    table = models.containers
+    transaction.connection.execute(update(table).where(table.c.id == old).values(msgspec.to_builtins(record)))
+    moved = all_snapshots(transaction.connection, record.id)
+    if old != record.id:
+        transaction.changed(Container, old, None)
+    transaction.changed(Container, record.id, record)
+    for snapshot in moved:
+        transaction.changed(Snapshot, f"{record.id}/{snapshot.name}", snapshot)
+
+
+def add_snapshot(transaction: Transaction, snapshot: Snapshot) -> None:
+    """Add a snapshot's row."""
+    transaction.connection.execute(insert(models.snapshots).values(msgspec.to_builtins(snapshot)))
+    transaction.changed(Snapshot, f"{snapshot.container}/{snapshot.name}", snapshot)
+
+
+def delete_snapshot(transaction: Transaction, container: str, name: str) -> None:
+    """Remove a snapshot's row."""
+    table = models.snapshots
+    transaction.connection.execute(delete(table).where(table.c.container == container, table.c.name == name))
+    transaction.changed(Snapshot, f"{container}/{name}", None)
+
+
+def all_snapshots(connection: Connection, container: str | None = None) -> list[Snapshot]:
+    """The snapshots of one container, or of all, oldest first."""
+    table = models.snapshots
+    query = select(table).order_by(table.c.container, table.c.created_at, table.c.name)
+    if container is not None:
+        query = query.where(table.c.container == container)
+    return [_snapshots.decode(row) for row in connection.execute(query)]

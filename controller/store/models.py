@@ -1,0 +1,128 @@
+"""The tables. The migrations in `migrations/` make them; a test compares the two."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("public_key", String(40), nullable=False, unique=True),
+    Column("added_at", String(32), nullable=False),
+    Column("facts", JSON),
+    Column("description", Text, nullable=False),
+)
+
+containers = Table(
+    "containers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("node", String(63), ForeignKey("nodes.name"), nullable=False, index=True),
+    Column("generation", BigInteger, nullable=False),
+    Column("hostname", String(64), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("image", JSON),
+    Column("hwaddr", String(17), nullable=False, unique=True),
+    Column("created_at", String(32), nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("operation", String(36)),
+    Column("error", Text),
+    Column("reserved_memory", BigInteger, nullable=False),
+    Column("reserved_disk", BigInteger, nullable=False),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column(
+        "container",
+        String(64),
+        ForeignKey("containers.id", ondelete="CASCADE", onupdate="CASCADE"),
+        primary_key=True,
+    ),
+    Column("name", String(64), primary_key=True),
+    Column("created_at", String(32), nullable=False),
+    Column("config", JSON, nullable=False),
+)
+
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("kind", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("updated_at", String(32), nullable=False),
+    Column("deadline_at", String(32), nullable=False),
+    Column("containers", JSON, nullable=False),
+    Column("node", String(63)),
+    Column("requestor", JSON, nullable=False),
+    Column("request", String(64), nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("resources", JSON, nullable=False),
+    Column("undoing", Boolean, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("outputs", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("error", JSON),
+    Column("ended_at", String(32)),
+    Index("operations_by_status", "status", "id"),
+)
+
+operation_containers = Table(
+    "operation_containers",
+    metadata,
+    Column("operation", String(36), ForeignKey("operations.id", ondelete="CASCADE"), primary_key=True),
+    Column("container", String(64), primary_key=True, index=True),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("layout", String(16), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("properties", JSON, nullable=False),
+    Column("aliases", JSON, nullable=False),
+    Column("source", String(255), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32)),
+)
+
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("node", String(63)),
+    Column("expires_at", String(32), nullable=False),
+)
+
+last_samples = Table(
+    "last_samples",
+    metadata,
+    Column("node", String(63), ForeignKey("nodes.name", ondelete="CASCADE"), primary_key=True),
+    Column("received_at", String(32), nullable=False),
+    Column("body", JSON, nullable=False),
+)

@@ -1,0 +1,46 @@
+"""Nodes, the tokens by which they join, and the last figures that they sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+
+from controller.records import JoinToken, Node
+from controller.store import models
+from controller.store.db import Transaction
+from controller.store.rows import Rows
+
+rows = Rows(models.nodes, Node, "name")
+join_tokens = Rows(models.join_tokens, JoinToken, "hash")
+
+
+def by_key(connection: Connection, public_key: str) -> Node | None:
+    """The node with this CURVE key."""
+    row = connection.execute(select(models.nodes).where(models.nodes.c.public_key == public_key)).first()
+    return None if row is None else rows.decode(row)
+
+
+def drop_expired_join_tokens(transaction: Transaction, now: str) -> None:
+    """Forget join tokens that can no longer be used."""
+    table = models.join_tokens
+    transaction.connection.execute(delete(table).where(table.c.expires_at < now))
+
+
+def save_samples(transaction: Transaction, node: str, received_at: str, body: Any) -> None:
+    """Keep a node's last figures for after a restart."""
+    table = models.last_samples
+    transaction.connection.execute(delete(table).where(table.c.node == node))
+    transaction.connection.execute(insert(table).values(node=node, received_at=received_at, body=body))
+
+
+def saved_samples(connection: Connection) -> dict[str, tuple[str, Any]]:
+    """The kept figures: node to (time of receipt, body)."""
+    table = models.last_samples
+    return {row.node: (row.received_at, row.body) for row in connection.execute(select(table))}
+
+
+def has_containers(connection: Connection, node: str) -> bool:
+    """Whether any container belongs to the node."""
+    table = models.containers
+    return connection.execute(select(table.c.id).where(table.c.node == node).limit(1)).first() is not None

@@ -1,0 +1,85 @@
+"""Operations: accepted, advanced step by step, ended, and kept for days."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from common.states import Status
+from controller.records import Operation
+from controller.store import models
+from controller.store.db import Transaction
+from controller.store.rows import Rows
+
+rows = Rows(models.operations, Operation, "id")
+FINAL = tuple(int(status) for status in Status if status.final)
+
+
+def add(transaction: Transaction, operation: Operation) -> None:
+    """Accept an operation and index it by its containers."""
+    rows.insert(transaction, operation)
+    links = [{"operation": operation.id, "container": container} for container in set(operation.containers)]
+    if links:
+        transaction.connection.execute(insert(models.operation_containers), links)
+
+
+def unfinished(connection: Connection) -> list[Operation]:
+    """Those which have not ended, oldest first."""
+    table = models.operations
+    query = select(table).where(table.c.status.not_in(FINAL)).order_by(table.c.id)
+    return [rows.decode(row) for row in connection.execute(query)]
+
+
+def find(
+    connection: Connection,
+    *,
+    container: str | None = None,
+    node: str | None = None,
+    status: Status | None = None,
+    limit: int = 1000,
+    before: str | None = None,
+) -> list[Operation]:
+    """The newest operations that match, newest first; `before` is the id after which a page goes on."""
+    table = models.operations
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
+    if container is not None:
+        index = models.operation_containers
+        query = query.where(table.c.id.in_(select(index.c.operation).where(index.c.container == container)))
+    if node is not None:
+        query = query.where(table.c.node == node)
+    if status is not None:
+        query = query.where(table.c.status == int(status))
+    if before is not None:
+        query = query.where(table.c.id < before)
+    return [rows.decode(row) for row in connection.execute(query)]
+
+
+def mark_cancelling(transaction: Transaction, operation: str) -> None:
+    """Remember through a restart that a cancel was asked for; an operation that has ended stays as it is."""
+    table = models.operations
+    statement = update(table).where(table.c.id == operation, table.c.status.not_in(FINAL))
+    transaction.connection.execute(statement.values(status=int(Status.CANCELLING)))
+
+
+def prune(transaction: Transaction, ended_before: str, limit: int = 500) -> int:
+    """Forget a small batch of operations that ended before then; returns how many."""
+    table = models.operations
+    old = select(table.c.id).where(table.c.ended_at < ended_before).limit(limit)
+    ids = list(transaction.connection.execute(old).scalars())
+    if ids:
+        index = models.operation_containers
+        transaction.connection.execute(delete(index).where(index.c.operation.in_(ids)))
+        transaction.connection.execute(delete(table).where(table.c.id.in_(ids)))
+    return len(ids)
+
+
+def claiming(connection: Connection, container: str) -> str | None:
+    """The unfinished operation that names this container, if there is one."""
+    table, index = models.operations, models.operation_containers
+    query = (
+        select(table.c.id)
+        .join(index, index.c.operation == table.c.id)
+        .where(index.c.container == container, table.c.status.not_in(FINAL))
+        .limit(1)
+    )
+    found: str | None = connection.execute(query).scalar()
+    return found

@@ -1,0 +1,71 @@
+"""The schema's revision: made on the first run, moved forward by `upgrade-db`, refused when it is another one."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+from sqlalchemy.engine import make_url
+
+from common.errors import Conflict
+from controller.store.db import make_engine
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def upgrade(url: str) -> None:
+    """Bring the database to this version's schema; an SQLite file is copied beside itself before."""
+    engine = make_engine(url, writer=True)
+    try:
+        current, wanted = _revisions(engine)
+        if current == wanted:
+            return
+        if current is not None:
+            _copy_before_upgrade(url, current)
+        configuration = Config()
+        configuration.set_main_option("script_location", str(_MIGRATIONS))
+        with engine.begin() as connection:
+            configuration.attributes["connection"] = connection
+            command.upgrade(configuration, "head")
+    finally:
+        engine.dispose()
+
+
+def check(url: str) -> None:
+    """Raise Conflict when the database is not at this version's schema; the text says what to do."""
+    engine = make_engine(url, writer=True)
+    try:
+        current, wanted = _revisions(engine)
+    finally:
+        engine.dispose()
+    if current is None:
+        raise Conflict("the database is empty: run 'python -m controller init' first")
+    if current != wanted:
+        raise Conflict(
+            f"the database is at schema {current}, this version needs {wanted}: run 'python -m controller upgrade-db', "
+            "or the version of vzfleet that wrote it"
+        )
+
+
+def _revisions(engine: Engine) -> tuple[str | None, str | None]:
+    scripts = ScriptDirectory(str(_MIGRATIONS))
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    return current, scripts.get_current_head()
+
+
+def _copy_before_upgrade(url: str, revision: str) -> None:
+    database = make_url(url).database
+    if not url.startswith("sqlite") or database is None:
+        return
+    source, target = sqlite3.connect(database), sqlite3.connect(f"{database}.before-{revision}")
+    try:
+        source.backup(target)
+    finally:
+        source.close()
+        target.close()
