@@ -31,7 +31,7 @@ from controller.images.files import ImageFiles
 from controller.operations.catalogue import KINDS
 from controller.operations.engine import Engine
 from controller.operations.kinds import Resources
-from controller.records import Token
+from controller.records import Change, Token
 from controller.relay import Relay
 from controller.services.changes import Changes
 from controller.services.containers import Containers
@@ -48,7 +48,7 @@ from controller.store import counters, schema
 from controller.store import images as image_rows
 from controller.store import nodes as node_rows
 from controller.store import operations as operation_rows
-from controller.store.db import Change, Database
+from controller.store.db import Database
 
 log = logging.getLogger(__name__)
 SAVE_FIGURES_EVERY = 30.0

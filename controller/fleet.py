@@ -14,8 +14,7 @@ import msgspec
 from common.clock import Clock, timestamp
 from common.messages import ContainerReport, ContainerSample, Inventory, NodeSample, Outcome, Samples
 from common.states import NodeStatus, Status
-from controller.records import Container, Image, Node, Phase, Snapshot
-from controller.store.db import Change
+from controller.records import Change, Container, Image, Node, Phase, Snapshot
 
 
 @dataclass

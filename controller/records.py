@@ -5,6 +5,7 @@ Times are RFC 3339 text in UTC, sizes bytes. A record is never changed: `msgspec
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -138,3 +139,12 @@ class JoinToken(Record, frozen=True):
     hash: str
     node: str | None
     expires_at: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a committed transaction did to one record; `record` is None when it is gone."""
+
+    kind: type[Record]
+    key: str
+    record: Record | None

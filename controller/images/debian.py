@@ -177,7 +177,7 @@ def make_command(release: str, overlay: Path, archives: tuple[str, str]) -> list
     """mmdebstrap's command line; it writes an uncompressed tar to standard output.
 
     As root it gets mount and pid namespaces of its own, so that nothing is left of it however it ends, and it dies
-    with this process. /dev stays out of the image: a mapped root cannot make device nodes, and LXC fills it at start.
+    with this process. Device nodes stay out of the image: a mapped root could not make them.
     """
     packages = [name for name in PACKAGES if name not in PACKAGES_IN_SYSTEMD.get(release, ())]
     main, security = archives
@@ -236,11 +236,19 @@ async def _run(command: list[str], scratch: Path, staged: StagedImage, report: R
 
 
 async def _compress(source: asyncio.StreamReader, staged: StagedImage) -> None:
-    """Write a stream into `staged` as gzip (RFC 1952), the fastest level."""
+    """Write mmdebstrap's tar, with an empty /dev before it, into `staged` as gzip (RFC 1952), the fastest level."""
     packer = zlib.compressobj(level=1, wbits=31)
+    await staged.write(packer.compress(_empty_dev()))
     while chunk := await source.read(_CHUNK):
         await staged.write(await asyncio.to_thread(packer.compress, chunk))
     await staged.write(packer.flush())
+
+
+def _empty_dev() -> bytes:
+    """The archive's entry for /dev, which mmdebstrap leaves out: systemd's sandboxed services fail without it."""
+    entry = tarfile.TarInfo("./dev/")
+    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+    return entry.tobuf(tarfile.USTAR_FORMAT)
 
 
 async def _follow(messages: asyncio.StreamReader, report: ReportProgress) -> list[str]:

@@ -7,9 +7,9 @@ import secrets
 import uuid
 
 from common.clock import Clock, timestamp
-from controller.records import Token
+from controller.records import Change, Token
 from controller.store import tokens as rows
-from controller.store.db import Change, Database
+from controller.store.db import Database
 
 PREFIX = "vzf_"
 LOOK_AGAIN = 1.0

@@ -23,22 +23,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from common.errors import Internal, NoSpace, Unavailable, VzfleetError
-from controller.records import Record
+from controller.records import Change, Record
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_BATCH = 256
 MAX_WAITING = 10_000
 READERS = 2
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a committed transaction did to one record; `record` is None when it is gone."""
-
-    kind: type[Record]
-    key: str
-    record: Record | None
 
 
 @dataclass
