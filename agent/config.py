@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -52,8 +52,25 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
 def load(path: Path) -> AgentConfig:
     """Read settings from JSON. Raises InvalidRequest naming the field that is wrong."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AgentConfig)
+        return msgspec.json.decode(path.read_bytes(), type=AgentConfig, dec_hook=_decode)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidRequest(f"{path}: {error}", field=str(path)) from None
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}", field=str(path)) from None
+
+
+def encode(config: AgentConfig) -> str:
+    """Settings as JSON, which `load` reads."""
+    return msgspec.json.format(msgspec.json.encode(config, enc_hook=_encode), indent=2).decode() + "\n"
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is not Path or not isinstance(value, str):
+        raise NotImplementedError(f"settings of type {kind.__name__} are not supported")
+    return Path(value)
+
+
+def _encode(value: Any) -> Any:
+    if not isinstance(value, Path):
+        raise NotImplementedError(f"settings of type {type(value).__name__} are not supported")
+    return str(value)

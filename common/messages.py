@@ -290,6 +290,12 @@ class Confirm(Record, frozen=True, tag="confirm"):
     generations: dict[Name, Count]
 
 
+class Abandon(Record, frozen=True, tag="abandon"):
+    """Give this command up if it has not ended; its Result tells how it ended."""
+
+    command: Name
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -497,7 +503,7 @@ def target_of(arguments: Arguments) -> str | None:
 
 
 AgentMessage = Hello | Inventory | Heartbeat | Accepted | Progress | Result | Samples | StateChanged
-ControllerMessage = Welcome | Refused | Ping | ResultAcknowledged | Confirm | Command
+ControllerMessage = Welcome | Refused | Ping | ResultAcknowledged | Confirm | Abandon | Command
 
 
 def to_plain(message: Any) -> Any:

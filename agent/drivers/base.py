@@ -60,6 +60,17 @@ class Driver(ABC):
         """Let go of watches and descriptors; containers, bridge and DHCP go on running."""
 
     @abstractmethod
+    async def shut_down(self) -> None:
+        """Stop all containers and what runs for them: DHCP, the managed bridge, mounts of the pool. The data stay.
+
+        Called instead of `open`, not after it; what is not running is success.
+        """
+
+    @abstractmethod
+    async def purge(self) -> None:
+        """After `shut_down`: remove everything that this driver ever made on the host, containers and images too."""
+
+    @abstractmethod
     async def facts(self) -> NodeFacts:
         """What the node is."""
 

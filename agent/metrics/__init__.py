@@ -1,1 +1,1 @@
-"""Figures of the node and its containers, read from cgroup files and /proc: no subprocess, no namespace entered."""
+"""Figures of the node and its containers, read from cgroup files and /proc: no subprocess."""

@@ -15,6 +15,8 @@ class Storage(ABC):
 
     name: str
     disk_limits: bool
+    instant: bool
+    """Whether `clone` sees one moment of its source; otherwise the source must not change meanwhile."""
     root: Path
 
     @abstractmethod
@@ -22,24 +24,32 @@ class Storage(ABC):
         """Make the pool ready (mount it, make it on the first run), sweep what a crash left."""
 
     @abstractmethod
+    async def shut_down(self) -> None:
+        """Let go of the host: no mount or loop device is left. The data stay, and `open` brings them back."""
+
+    @abstractmethod
+    async def purge(self) -> None:
+        """After `shut_down`: remove all volumes and what holds them."""
+
+    @abstractmethod
     def path(self, volume: str) -> Path:
         """Where a volume is, whether it exists or not."""
 
     @abstractmethod
-    async def create(self, volume: str) -> Path:
+    async def create(self) -> Path:
         """Make an empty staging volume; `commit` gives it its name, `discard` removes it."""
 
     @abstractmethod
     async def commit(self, staging: Path, volume: str) -> None:
-        """Give a staging volume its name, in one step."""
+        """Give a staging volume its name, in one step and durably; a volume that has it already is replaced."""
 
     @abstractmethod
     async def discard(self, staging: Path) -> None:
         """Remove a staging volume."""
 
     @abstractmethod
-    async def clone(self, source: str, volume: str) -> Path:
-        """A staging volume with the content of another one (crash-consistent), to be committed as `volume`."""
+    async def clone(self, source: str) -> Path:
+        """A staging volume with the content of another one (crash-consistent)."""
 
     @abstractmethod
     async def delete(self, volume: str) -> None:
@@ -52,6 +62,10 @@ class Storage(ABC):
     @abstractmethod
     async def set_limit(self, volume: str, size: int | None) -> None:
         """Limit it to `size` bytes, or take the limit away. Raises Unsupported where it cannot be held."""
+
+    @abstractmethod
+    async def limit_staging(self, staging: Path, size: int | None) -> None:
+        """The same for a staging volume. Where limits cannot be held, nothing happens."""
 
     @abstractmethod
     def usage(self, volume: str) -> tuple[int | None, int | None]:

@@ -26,6 +26,7 @@ class Call:
     done: Callable[[Result | VzfleetError], None]
     progress: Callable[[Progress], None] | None = None
     accepted: bool = False
+    abandoned: bool = False
     refusal: str = ""
     sent_in: str | None = None
     send_at: float = 0.0
@@ -42,6 +43,8 @@ class Call:
 
     def due(self, session: Session, now: float) -> bool:
         """Whether it has to be sent: never yet in this session, or not accepted in time."""
+        if self.abandoned:
+            return False
         return self.sent_in != session.id or (not self.accepted and now >= self.send_at)
 
     def message(self, session: Session, epoch: int, settings: LinkSettings, now: float) -> Command:

@@ -137,6 +137,12 @@ class Dispatcher:
             raise outcome
         return outcome
 
+    def abandon(self, node: str, command: str) -> None:
+        """Have a command that is under way given up; its call ends with its result, mostly Cancelled."""
+        peer = self._peers.get(node)
+        if peer is not None and command in peer.calls:
+            peer.abandon(peer.calls[command])
+
     def acknowledge(self, node: str, commands: Sequence[str]) -> None:
         """The results of these commands are committed: its agent is told, now or when it is back."""
         peer = self._peers.get(node)

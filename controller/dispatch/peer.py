@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from common.codec import encode
 from common.errors import VzfleetError
-from common.messages import ControllerMessage, Inventory, Ping, ResultAcknowledged, Samples, StateChanged
+from common.messages import Abandon, ControllerMessage, Inventory, Ping, ResultAcknowledged, Samples, StateChanged
 from controller.dispatch.calls import Acknowledgements, Call
 from controller.dispatch.listener import Transport
 from controller.dispatch.sessions import LinkSettings, NodeSession, Session
@@ -54,11 +54,20 @@ class Peer:
         if session is not None and session.ready and call.due(session, now):
             self.sender.to(session.connection, call.message(session, self.sender.epoch, self.sender.settings, now))
 
+    def abandon(self, call: Call) -> None:
+        """Ask the node to give a command up; asked again at every tick until its result has come."""
+        call.abandoned = True
+        session = self.link.session
+        if session is not None and session.ready:
+            self.sender.to(session.connection, Abandon(call.command))
+
     def attend(self, now: float) -> None:
         """End what is overdue and send what is due."""
         for call in self.calls.values():
             if now >= call.deadline:
                 call.done(call.overdue(self.name))
+            elif call.abandoned:
+                self.abandon(call)
             else:
                 self.send_call(call, now)
         self.send_acknowledgements()

@@ -245,7 +245,7 @@ async def _compress(source: asyncio.StreamReader, staged: StagedImage) -> None:
 
 
 def _empty_dev() -> bytes:
-    """The archive's entry for /dev, which mmdebstrap leaves out: systemd's sandboxed services fail without it."""
+    """The archive's entry for /dev, which mmdebstrap leaves out with the devices: LXC mounts its own over it."""
     entry = tarfile.TarInfo("./dev/")
     entry.type, entry.mode = tarfile.DIRTYPE, 0o755
     return entry.tobuf(tarfile.USTAR_FORMAT)

@@ -31,6 +31,8 @@ from controller.store.db import Database, Transaction
 
 log = logging.getLogger(__name__)
 UNDO_TIME = 60.0
+ABANDON_TIME = 10.0
+"""Seconds that a node has to say how a command ended which it was asked to give up."""
 RETRY_DELAY = 1.0
 Acknowledge = Callable[[str, list[str]], None]
 
@@ -174,11 +176,16 @@ class Engine:
         try:
             waited = {task, cancelled} if interruptible else {task}
             await asyncio.wait(waited, timeout=remaining if interruptible else None, return_when="FIRST_COMPLETED")
-            if task.done():
+            if not task.done():
+                context.abandon()
+                await asyncio.wait({task}, timeout=ABANDON_TIME)
+            if task.done() and (not interruptible or task.exception() is None):
                 return task.result()
             if running.cancelled.is_set():
                 raise Cancelled("cancelled on request")
-            raise DeadlinePassed("the operation's deadline has passed")
+            if self._resources.clock.monotonic() >= context.deadline:
+                raise DeadlinePassed("the operation's deadline has passed")
+            return task.result()
         finally:
             for pending in (task, cancelled):
                 pending.cancel()

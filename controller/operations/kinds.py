@@ -36,6 +36,8 @@ class Dispatch(Protocol):
         progress: Callable[[Progress], None] | None = None,
     ) -> Result: ...
 
+    def abandon(self, node: str, command: str) -> None: ...
+
 
 class ImageSupply(Protocol):
     """Where the controller gets images from: `controller.services.images`, or a test's double."""
@@ -70,7 +72,10 @@ class Resources:
 
 @dataclass
 class Context:
-    """One operation under way. `deadline` is on the monotonic clock; `answered` are commands to be acknowledged."""
+    """One operation under way. `deadline` is on the monotonic clock.
+
+    `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node.
+    """
 
     operation: Operation
     resources: Resources
@@ -79,6 +84,7 @@ class Context:
     progress: Callable[[Progress], None]
     place: str = ""
     answered: list[tuple[str, str]] = field(default_factory=list)
+    underway: dict[str, str] = field(default_factory=dict)
 
     def parameters(self, kind: type[T]) -> T:
         """What the operation was accepted with, typed."""
@@ -87,20 +93,29 @@ class Context:
     async def command(self, node: str, arguments: Arguments, generation: int, part: str = "") -> Outcome:
         """Have a node do something, at most once for this step; `part` tells apart two commands of one step."""
         command = f"{self.operation.id}/{self.place}{part}"
-        result = await self.resources.dispatch.call(
-            node,
-            arguments,
-            command=command,
-            generation=generation,
-            deadline=self.deadline,
-            request=self.operation.request,
-            progress=self.progress,
-        )
+        self.underway[command] = node
+        try:
+            result = await self.resources.dispatch.call(
+                node,
+                arguments,
+                command=command,
+                generation=generation,
+                deadline=self.deadline,
+                request=self.operation.request,
+                progress=self.progress,
+            )
+        finally:
+            del self.underway[command]
         self.answered.append((node, command))
         if result.outcome is None:
             raise Internal(f"node {node} answered {command} with neither outcome nor error")
         self.resources.fleet.outcome(node, result.outcome, result.sampled_at)
         return result.outcome
+
+    def abandon(self) -> None:
+        """Have the nodes give up what they do for this operation; the step then ends by itself."""
+        for command, node in self.underway.items():
+            self.resources.dispatch.abandon(node, command)
 
 
 Do = Callable[[Context], Awaitable[Any]]

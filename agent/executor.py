@@ -1,0 +1,224 @@
+"""From a command to its result: admitted, journalled, run under its container's lock, finished in the journal, told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+from agent.admission import Answer, Fences, Refuse, containers_of, decide, may_begin
+from agent.checks import check_arguments
+from agent.context import current_command, current_request
+from agent.handlers import HANDLERS, Done, Node
+from agent.journal import Journal
+from agent.locks import KeyedLocks
+from agent.progress import ProgressReporter
+from common.clock import Clock
+from common.errors import Cancelled, DeadlinePassed, Internal, NoSpace, VzfleetError
+from common.failpoints import FailPoints, never
+from common.messages import COMMANDS, Accepted, AgentMessage, Command, Result, StopContainer, TimeoutClass, WireError
+from common.tasks import Tasks
+
+log = logging.getLogger(__name__)
+PARALLEL = 16
+MAX_TEXT = 2000
+
+
+class Executor:
+    """Carries out commands. `send` gives a message to the link; a command runs on when its session has ended."""
+
+    def __init__(
+        self,
+        node: Node,
+        journal: Journal,
+        clock: Clock,
+        send: Callable[[AgentMessage], None],
+        *,
+        parallel: int = PARALLEL,
+        failpoints: FailPoints = never,
+    ) -> None:
+        self._node = node
+        self._journal = journal
+        self._clock = clock
+        self._send = send
+        self._failpoints = failpoints
+        self._session = ""
+        self._tasks = Tasks("executor")
+        self._running: dict[str, bool] = {}
+        """The ids of commands under way; True once they stand in the journal."""
+        self._abandoned: set[str] = set()
+        self._work: dict[str, asyncio.Task[Done]] = {}
+        self._locks = KeyedLocks()
+        # Long transfers must not keep quick commands waiting, so they have slots of their own.
+        self._quick = asyncio.Semaphore(parallel)
+        self._slow = asyncio.Semaphore(parallel)
+
+    async def begin_session(self, session: str, epoch: int) -> None:
+        """Commands of this session count from now on; what was finished and not acknowledged is told again."""
+        self._session = session
+        if epoch < self._journal.epoch:
+            log.error("the controller's epoch went back", extra={"epoch": epoch, "seen": self._journal.epoch})
+        try:
+            await self._journal.see_epoch(epoch)
+        except NoSpace:
+            # The node stays in reach: each command is answered with the same reason.
+            log.error("the epoch cannot be kept: the journal's disk is full")
+        for result in await self._journal.unacknowledged():
+            self._send(result)
+
+    def end_session(self) -> None:
+        """No command is accepted until the next session begins."""
+        self._session = ""
+
+    def receive(self, command: Command) -> None:
+        """Take a command in; everything else happens in the background."""
+        if command.id in self._running:
+            if self._running[command.id]:
+                self._send(Accepted(command.id))
+            return
+        self._running[command.id] = False
+        self._tasks.start(self._handle(command), command.id)
+
+    def abandon(self, command: str) -> None:
+        """Give a command up; one that has not come yet, or is over, is answered with what is known of it."""
+        if command in self._running:
+            self._abandoned.add(command)
+            work = self._work.get(command)
+            if work is not None:
+                work.cancel()
+            return
+        self._tasks.start(self._tell_again(command), "abandon")
+
+    async def _tell_again(self, command: str) -> None:
+        record = await self._journal.find(command)
+        if record is not None and record.result is not None:
+            self._send(record.result)
+        else:
+            self._send(Result(command, error=_wire(Cancelled("the command was given up before it began"))))
+
+    def acknowledged(self, commands: tuple[str, ...]) -> None:
+        """The controller has these results."""
+        self._tasks.start(self._acknowledge(commands), "acknowledge")
+
+    def hold(self, container: str) -> AbstractAsyncContextManager[None]:
+        """The lock of a container, for work on it which no command asked for."""
+        return self._locks.hold(container)
+
+    async def close(self) -> None:
+        """Cancel what runs; it stays begun in the journal and is done again when it is delivered again."""
+        await self._tasks.close()
+
+    async def _acknowledge(self, commands: tuple[str, ...]) -> None:
+        try:
+            await self._journal.acknowledge(commands)
+        except NoSpace:
+            log.error("acknowledgements cannot be kept: the results will be sent again")
+
+    async def _handle(self, command: Command) -> None:
+        current_command.set(command.id)
+        current_request.set(command.request)
+        try:
+            await self._admit_and_run(command)
+        except VzfleetError as error:
+            # Refused, or the journal cannot be used: either way the driver was not touched.
+            log.warning("a command is refused", extra={"error": error.text})
+            self._send(Result(command.id, error=_wire(error)))
+        finally:
+            del self._running[command.id]
+            self._abandoned.discard(command.id)
+
+    async def _admit_and_run(self, command: Command) -> None:
+        record = await self._journal.find(command.id)
+        decision = decide(command, record, self._fences(), self._clock.monotonic())
+        if isinstance(decision, Answer):
+            self._send(decision.result)
+            return
+        if isinstance(decision, Refuse):
+            raise decision.error
+        await self._journal.begin(command)
+        self._failpoints("agent/begun")
+        self._running[command.id] = True
+        self._send(Accepted(command.id))
+        log.info("a command begins", extra={"name_of_command": _name(command), "again": decision.again})
+        result = await self._in_turn(command)
+        await self._finish(result)
+        self._failpoints("agent/finished")
+        self._send(result)
+
+    async def _in_turn(self, command: Command) -> Result:
+        async with self._locks.hold(*containers_of(command)), self._slot(command):
+            refusal = may_begin(command, self._fences(), self._clock.monotonic())
+            result = Result(command.id, error=_wire(refusal)) if refusal else await self._carry_out(command)
+            self._failpoints("agent/done")
+            return result
+
+    async def _carry_out(self, command: Command) -> Result:
+        report = ProgressReporter(command.id, self._clock, self._send)
+        try:
+            check_arguments(command.arguments)
+            async with asyncio.timeout(allowed_time(command)):
+                outcome, sampled_at = await self._work_on(command, report)
+        except TimeoutError:
+            late = DeadlinePassed(f"{_name(command)} did not end within {allowed_time(command):g} s")
+            return Result(command.id, error=_wire(late))
+        except VzfleetError as error:
+            log.info("a command failed", extra={"code": error.code, "error": error.text})
+            return Result(command.id, error=_wire(error))
+        # Whatever a driver trips over ends this command alone, and the controller must hear of it.
+        except Exception:
+            log.exception("a command met a fault")
+            return Result(command.id, error=_wire(Internal("the agent met a fault; its log tells more")))
+        return Result(command.id, outcome=outcome, sampled_at=sampled_at)
+
+    async def _work_on(self, command: Command, report: ProgressReporter) -> Done:
+        """Run the handler in a task of its own, which `abandon` can end without ending the command's bookkeeping."""
+        if command.id in self._abandoned:
+            raise Cancelled("the command was given up before it began")
+        handler = HANDLERS[type(command.arguments)](self._node, command.arguments, report)
+        work = self._work[command.id] = asyncio.ensure_future(handler)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if command.id in self._abandoned and work.cancelled():
+                raise Cancelled(f"{_name(command)} was given up") from None
+            raise
+        finally:
+            del self._work[command.id]
+
+    async def _finish(self, result: Result) -> None:
+        """Keep the result; while the disk is full, try again, because it must not be told before it is kept."""
+        while True:
+            try:
+                await self._journal.finish(result)
+                return
+            except NoSpace:
+                log.error("the result cannot be kept: the journal's disk is full")
+                await asyncio.sleep(random.uniform(0.5, 1.0))  # noqa: S311 jitter
+
+    def _fences(self) -> Fences:
+        return Fences(self._session, self._journal.epoch, self._journal.generations)
+
+    def _slot(self, command: Command) -> AbstractAsyncContextManager[object | None]:
+        if not containers_of(command):
+            return nullcontext()  # images wait for each other on their own
+        slow = COMMANDS[type(command.arguments)].timeout is TimeoutClass.SLOW
+        return self._slow if slow else self._quick
+
+
+def allowed_time(command: Command) -> float:
+    """Seconds which a command may take once begun."""
+    own = command.arguments.timeout if isinstance(command.arguments, StopContainer) else 0.0
+    return COMMANDS[type(command.arguments)].timeout.value + own
+
+
+def _name(command: Command) -> str:
+    return COMMANDS[type(command.arguments)].name
+
+
+def _wire(error: VzfleetError) -> WireError:
+    """An error as it crosses the wire, cut to what a message may hold."""
+    allowed = error.allowed[:MAX_TEXT] if error.allowed is not None else None
+    field = error.field[:MAX_TEXT] if error.field is not None else None
+    return WireError(error.code, error.text[:MAX_TEXT], field, allowed)

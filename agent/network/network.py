@@ -1,0 +1,170 @@
+"""The network of a node's containers as the driver sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import socket
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from agent.config import AgentConfig
+from agent.network import bridge, nat, subnets
+from agent.network.dhcp import Dnsmasq
+from agent.network.leases import Reservations
+from common.errors import DriverFailed, InvalidRequest
+
+log = logging.getLogger(__name__)
+# What the kernel takes as an interface's name, less what needs quoting anywhere (IFNAMSIZ, netdevice(7)).
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+
+
+class NetworkState(Struct, frozen=True):
+    """What `<state>/network.json` remembers: a subnet once chosen stays, and what is ours to remove."""
+
+    bridge: str
+    subnet: str
+    nat: str | None = None
+
+
+class Network:
+    """A managed bridge, or one that the host has (`config.bridge`): then nothing is managed, and DHCP is the host's.
+
+    The bridge, its NAT and dnsmasq outlive the agent, so that its restart touches no container.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.bridge = config.bridge or config.managed_bridge
+        self.subnet: str | None = None
+        self._managed = config.bridge is None
+        self._wanted = config.subnet
+        self._file = config.state / "network.json"
+        self._directory = config.state / "dhcp"
+        self._dhcp: Dnsmasq | None = None
+        self._reservations: Reservations | None = None
+        self._lock = asyncio.Lock()
+        if not _INTERFACE.fullmatch(self.bridge):
+            allowed = "1-15 of A-Z a-z 0-9 _ . -, beginning with a letter or digit"
+            raise InvalidRequest(f"invalid bridge name {self.bridge[:80]!r}", field="bridge", allowed=allowed)
+
+    async def open(self) -> None:
+        """Make bridge, NAT and DHCP as far as they are not there. Idempotent.
+
+        Raises DriverFailed when a tool fails or the bridge is another's, InvalidRequest for a subnet that is none,
+        Conflict when no subnet is free.
+        """
+        async with self._lock:
+            if not self._managed:
+                self._require_bridge()
+                return
+            if self._dhcp is None:
+                await self._open_managed()
+
+    def _require_bridge(self) -> None:
+        try:
+            socket.if_nametoindex(self.bridge)
+        except OSError:
+            raise DriverFailed(f"there is no bridge {self.bridge!r} on this node") from None
+
+    async def _open_managed(self) -> None:
+        before = self._load()
+        ours = before is not None and before.bridge == self.bridge
+        network = await self._choose_subnet(before.subnet if before is not None else None)
+        # Remembered before anything is made: after a crash it is known to be ours.
+        self._save(NetworkState(self.bridge, str(network), before.nat if before is not None else None))
+        gateway = ipaddress.IPv4Interface((network[1], network.prefixlen))
+        await bridge.ensure(self.bridge, gateway, ours)
+        bridge.enable_forwarding()
+        self._save(NetworkState(self.bridge, str(network), await nat.ensure(self.bridge, network)))
+        self._reservations = Reservations(self._directory, network)
+        self._reservations.load()
+        self._dhcp = Dnsmasq(self.bridge, gateway, self._directory)
+        await self._dhcp.open()
+        self.subnet = str(network)
+
+    async def _choose_subnet(self, remembered: str | None) -> ipaddress.IPv4Network:
+        if self._wanted is not None:
+            return subnets.parse(self._wanted)
+        if remembered is not None:
+            return subnets.parse(remembered)
+        return subnets.first_free(await subnets.taken(self.bridge))
+
+    async def close(self) -> None:
+        """Stop watching; bridge, NAT and dnsmasq stay."""
+        if self._dhcp is not None:
+            await self._dhcp.close()
+            self._dhcp = None
+
+    async def shut_down(self) -> None:
+        """Remove dnsmasq, NAT and bridge; subnet and reservations stay remembered. Works on a closed network too.
+
+        IPv4 forwarding stays as it is: others may have come to need it.
+        """
+        await self.close()
+        state = self._load()
+        if not self._managed or state is None:
+            return
+        network = subnets.parse(state.subnet)
+        gateway = ipaddress.IPv4Interface((network[1], network.prefixlen))
+        await Dnsmasq(state.bridge, gateway, self._directory).stop()
+        if state.nat is not None:
+            await nat.remove(state.bridge, network, state.nat)
+        await bridge.remove(state.bridge)
+        self.subnet = None
+
+    async def reserve(self, container: str, hwaddr: str, hostname: str) -> str | None:
+        """Reserve an address for a network card (`00:16:3e:…`) and return it; the same card keeps it for life.
+
+        `hostname` is also its DNS name, where DNS allows it. Idempotent. None where the bridge is not managed.
+        Raises InvalidRequest for a bad `hwaddr`, Conflict when the subnet is full.
+        """
+        if not self._managed:
+            return None
+        async with self._lock:
+            reservations, dhcp = self._opened()
+            change = reservations.reserve(hwaddr, hostname)
+            if change.evicted is not None:
+                dhcp.release(*change.evicted)
+            if change.replaced:
+                dhcp.reload()
+            log.debug("address reserved", extra={"container": container, "address": change.address})
+            return change.address
+
+    async def release(self, hwaddr: str) -> None:
+        """Give an address back. Unknown is success. Raises InvalidRequest for a bad `hwaddr`."""
+        if not self._managed:
+            return
+        async with self._lock:
+            reservations, dhcp = self._opened()
+            address = reservations.release(hwaddr)
+            if address is not None:
+                dhcp.reload()
+                dhcp.release(hwaddr, address)
+
+    def _opened(self) -> tuple[Reservations, Dnsmasq]:
+        if self._reservations is None or self._dhcp is None:
+            raise RuntimeError("the network is not open")
+        return self._reservations, self._dhcp
+
+    def _load(self) -> NetworkState | None:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=NetworkState)
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise DriverFailed(f"{self._file} is damaged: {error}") from error
+
+    def _save(self, state: NetworkState) -> None:
+        write_atomically(self._file, msgspec.json.encode(state))
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Replace a file in one step; readable by all, as dnsmasq reads without root's rights."""
+    staging = file.with_name(f".{file.name}.new")
+    staging.write_bytes(content)
+    staging.chmod(0o644)
+    staging.replace(file)

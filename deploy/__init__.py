@@ -1,0 +1,1 @@
+"""Setting a fleet up on a machine, and taking it away again."""

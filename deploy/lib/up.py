@@ -1,0 +1,66 @@
+"""Bringing a machine up: each step does only what is not done yet."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from deploy.lib import addresses, demo, fabric, fleet, hints, lxcfs, packages, plan, services, state, units, virtualenv
+from deploy.lib.arguments import Options
+from deploy.lib.console import say
+from deploy.lib.services import Service, Supervisor
+from deploy.lib.state import Settings, State
+
+
+def fleet_here(place: State, before: Settings | None, options: Options) -> str:
+    """A controller, its agents and the first container on this machine; returns what to show."""
+    settings = plan.decide(place, before, options, addresses.used())
+    state.save(place, settings)
+    supervisor = _prepare(place, settings, "controller")
+    api = fleet.start_controller(place, settings, supervisor)
+    fleet.start_agents(place, settings, supervisor, api)
+    return hints.for_fleet(place, settings, demo.up(api) if options.demo else None)
+
+
+def agent_here(place: State, before: Settings | None, token: str | None) -> str:
+    """Just an agent, joined to the controller of another machine by `token` on the first run."""
+    settings = before or plan.decide_agent(token or "", addresses.used())
+    state.save(place, settings)
+    supervisor = _prepare(place, settings, "")
+    for node in settings.nodes:
+        if token and not fleet.joined(place, node):
+            say(f"joining the controller as {node.name}")
+            fleet.join(place, node, token, len(settings.nodes))
+        fleet.start_agent(place, node, supervisor)
+        fleet.wait_for_process(place, node, supervisor)
+    return hints.for_agent(place, settings)
+
+
+def _prepare(place: State, settings: Settings, extra: str) -> Supervisor:
+    """All that must be there before the first service starts."""
+    packages.install(packages.needed())
+    renewed = virtualenv.install(place, extra)
+    lxcfs.up()
+    _bring_up_fabric(place, settings)
+    supervisor = services.supervisor(place)
+    if renewed:
+        for service in services_of(place, settings):
+            supervisor.stop(service)
+    return supervisor
+
+
+def services_of(place: State, settings: Settings) -> list[Service]:
+    """The services of this machine, in the order in which they are to be stopped."""
+    agents = [services.agent(place, node) for node in settings.nodes]
+    return agents + ([services.controller(place, settings)] if settings.port else [])
+
+
+def _bring_up_fabric(place: State, settings: Settings) -> None:
+    fabric.up(place, settings)
+    if settings.fabric and units.systemd_runs():
+        # The unit does not depend on the checkout.
+        shutil.copytree(virtualenv.CHECKOUT / "deploy", place.tool, dirs_exist_ok=True)
+        command = [sys.executable, "-m", "deploy.lib.fabric", str(place.root)]
+        unit = units.name(place, "fabric")
+        units.install(unit, units.render("fabric.service", place, unit="fabric", command=command))
+        units.enable(unit)
