@@ -65,8 +65,10 @@ def encode(config: AgentConfig) -> str:
 
 
 def _decode(kind: type, value: Any) -> Any:
-    if kind is not Path or not isinstance(value, str):
+    if kind is not Path:
         raise NotImplementedError(f"settings of type {kind.__name__} are not supported")
+    if not isinstance(value, str):
+        raise TypeError("a path is expected")
     return Path(value)
 
 

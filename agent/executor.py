@@ -95,8 +95,12 @@ class Executor:
         record = await self._journal.find(command)
         if record is not None and record.result is not None:
             self._send(record.result)
-        else:
-            self._send(Result(command, error=_wire(Cancelled("the command was given up before it began"))))
+            return
+        given_up = Result(command, error=_wire(Cancelled("the command was given up, it does not run")))
+        if record is not None:
+            # Begun before a restart: from now on it is answered, should it come again.
+            await self._finish(given_up)
+        self._send(given_up)
 
     def acknowledged(self, commands: tuple[str, ...]) -> None:
         """The controller has these results."""

@@ -158,6 +158,12 @@ class Request:
             raise http.client.IncompleteRead(data, response.length)
         return data
 
+    def close(self) -> None:
+        """Close the connection, with a response that was not read to its end."""
+        if self._response is not None:
+            self._response.close()
+        self._connection.close()
+
     async def error(self) -> VzfleetError:
         """The response's error as the controller's envelope tells it."""
         if self._response is None:
@@ -192,10 +198,11 @@ class HttpsClient:
     async def request(self, timeout: float | None = None) -> AsyncIterator[Request]:
         """A new connection for one request, closed at the end; the block may raise TRANSPORT_ERRORS."""
         connection = _Connection(self._host, self._port, self._context, timeout or self._timeout)
+        request = Request(connection, self._pool)
         try:
-            yield Request(connection, self._pool)
+            yield request
         finally:
-            connection.close()
+            request.close()
 
     async def fetch(self, method: str, path: str, body: bytes = b"", limit: int = 1024 * 1024) -> bytes:
         """The whole body of a small answer (JSON in, if any). Raises the controller's error, or Unavailable."""

@@ -24,9 +24,9 @@ from common.clock import Clock
 from common.errors import InvalidRequest, TooLarge, Unsupported, VzfleetError
 from common.keys import KeyPair
 from common.messages import (
-    Abandon,
     OLDEST_PROTOCOL,
     PROTOCOL,
+    Abandon,
     AgentMessage,
     Command,
     Confirm,

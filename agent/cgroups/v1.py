@@ -79,8 +79,14 @@ class ContainerV1(ContainerCgroup):
         before = read_number(plain)
         if limit is None or (before is not None and limit > before):
             files.reverse()
-        for file in files:
-            write_text(file, str(value))
+        previous = read_number(files[0])
+        write_text(files[0], str(value))
+        for second in files[1:]:
+            try:
+                write_text(second, str(value))
+            except DriverFailed:
+                write_text(files[0], str(previous))
+                raise
 
     def set_processes(self, limit: int | None) -> None:
         write_text(self._file("pids", "pids.max"), "max" if limit is None else str(limit))

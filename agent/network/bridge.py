@@ -17,24 +17,25 @@ _TIMEOUT = 10.0
 _SETTINGS = Path("/proc/sys/net")
 
 
-async def ensure(name: str, gateway: IPv4Interface, ours: bool) -> None:
-    """Make the bridge with this address, or complete the one that is there; `ours` says that we made it once.
-
-    Raises DriverFailed when the name belongs to another interface, or to a bridge that others use.
-    """
+async def require_unused(name: str) -> None:
+    """Refuse a name that belongs to another interface, or to a bridge that others use. Raises DriverFailed."""
     if not exists(name):
-        await _ip("link", "add", "dev", name, "address", hardware_address(name, gateway), "type", "bridge")
+        return
     link = (await _ip_json("-d", "link", "show", "dev", name))[0]
     if link.get("linkinfo", {}).get("info_kind") != "bridge":
         raise DriverFailed(f"{name} exists and is no bridge: choose another name for the managed bridge")
-    shown = await _ip_json("-4", "address", "show", "dev", name)
-    present = {f"{entry['local']}/{entry['prefixlen']}" for row in shown for entry in row.get("addr_info", ())}
-    if present - {str(gateway)}:
-        if not ours:
-            raise DriverFailed(f"the bridge {name} is in use with {', '.join(sorted(present))}: choose another name")
+    addresses = await _addresses(name)
+    if addresses:
+        raise DriverFailed(f"the bridge {name} is in use with {', '.join(addresses)}: choose another name")
+
+
+async def ensure(name: str, gateway: IPv4Interface) -> None:
+    """Make our bridge with this address, or complete the one that is there. Raises DriverFailed."""
+    if not exists(name):
+        await _ip("link", "add", "dev", name, "address", hardware_address(name, gateway), "type", "bridge")
+    present = await _addresses(name)
+    if present != [str(gateway)]:
         await _ip("-4", "address", "flush", "dev", name)
-        present = set()
-    if str(gateway) not in present:
         await _ip("address", "add", str(gateway), "broadcast", "+", "dev", name)
     refuse_router_advertisements(name)
     await _ip("link", "set", "dev", name, "up")
@@ -87,6 +88,11 @@ def _write_setting(file: Path, value: str) -> None:
 
 async def _ip(*arguments: str) -> str:
     return (await run(["ip", *arguments], timeout=_TIMEOUT)).output
+
+
+async def _addresses(name: str) -> list[str]:
+    shown = await _ip_json("-4", "address", "show", "dev", name)
+    return [f"{entry['local']}/{entry['prefixlen']}" for row in shown for entry in row.get("addr_info", ())]
 
 
 async def _ip_json(*arguments: str) -> list[dict[str, Any]]:

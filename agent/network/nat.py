@@ -14,8 +14,6 @@ from common.process import run
 
 log = logging.getLogger(__name__)
 _TIMEOUT = 10.0
-NFTABLES = "nftables"
-IPTABLES = "iptables"
 
 
 def table_name(bridge: str) -> str:
@@ -43,33 +41,29 @@ def _rule(bridge: str, network: IPv4Network) -> list[str]:
     return [*match, "-m", "comment", "--comment", table_name(bridge), "-j", "MASQUERADE"]
 
 
-async def ensure(bridge: str, network: IPv4Network) -> str:
-    """Put the rules in place and return which tool holds them. Raises DriverFailed when none can."""
+async def ensure(bridge: str, network: IPv4Network) -> None:
+    """Put the rules in place, in nftables where it works. Raises DriverFailed when nothing does."""
     if shutil.which("nft"):
         try:
             await run(["nft", "-f", "-"], timeout=_TIMEOUT, input=ruleset(bridge, network).encode())
         except DriverFailed as error:
             log.warning("nftables does not take the NAT rules", extra={"reason": error.text})
         else:
-            return NFTABLES
+            return
     if not shutil.which("iptables"):
         raise DriverFailed("NAT needs nftables or iptables, and neither works on this node")
     rule = _rule(bridge, network)
     if (await _iptables("-C", rule)) != 0:
         await run(["iptables", "-w", "-t", "nat", "-A", "POSTROUTING", *rule], timeout=_TIMEOUT)
-    return IPTABLES
 
 
-async def remove(bridge: str, network: IPv4Network, tool: str) -> None:
-    """Take the rules away from the tool that holds them. Absent is success."""
-    if tool == NFTABLES:
-        # Added first, so that removing what is not there succeeds too (`destroy` needs a newer nft).
-        table = table_name(bridge)
-        script = f"add table ip {table}\ndelete table ip {table}\n"
-        await run(["nft", "-f", "-"], timeout=_TIMEOUT, input=script.encode())
-        return
+async def remove(bridge: str, network: IPv4Network) -> None:
+    """Take the rules away. Absent is success. Raises DriverFailed."""
+    table = ["table", "ip", table_name(bridge)]
+    if shutil.which("nft") and (await run(["nft", "list", *table], timeout=_TIMEOUT, check=False)).code == 0:
+        await run(["nft", "delete", *table], timeout=_TIMEOUT)
     rule = _rule(bridge, network)
-    while (await _iptables("-C", rule)) == 0:
+    while shutil.which("iptables") and (await _iptables("-C", rule)) == 0:
         await run(["iptables", "-w", "-t", "nat", "-D", "POSTROUTING", *rule], timeout=_TIMEOUT)
 
 

@@ -28,7 +28,6 @@ class NetworkState(Struct, frozen=True):
 
     bridge: str
     subnet: str
-    nat: str | None = None
 
 
 class Network:
@@ -58,11 +57,15 @@ class Network:
         Conflict when no subnet is free.
         """
         async with self._lock:
+            before = self._load()
+            if before is not None and (not self._managed or before.bridge != self.bridge):
+                await self._remove(before)  # the settings have changed: what was made for the old ones goes
+                self._file.unlink()
+                before = None
             if not self._managed:
                 self._require_bridge()
-                return
-            if self._dhcp is None:
-                await self._open_managed()
+            elif self._dhcp is None:
+                await self._open_managed(before)
 
     def _require_bridge(self) -> None:
         try:
@@ -70,20 +73,21 @@ class Network:
         except OSError:
             raise DriverFailed(f"there is no bridge {self.bridge!r} on this node") from None
 
-    async def _open_managed(self) -> None:
-        before = self._load()
-        ours = before is not None and before.bridge == self.bridge
+    async def _open_managed(self, before: NetworkState | None) -> None:
         network = await self._choose_subnet(before.subnet if before is not None else None)
+        gateway = _gateway(network)
+        if before is None:
+            await bridge.require_unused(self.bridge)
         # Remembered before anything is made: after a crash it is known to be ours.
-        self._save(NetworkState(self.bridge, str(network), before.nat if before is not None else None))
-        gateway = ipaddress.IPv4Interface((network[1], network.prefixlen))
-        await bridge.ensure(self.bridge, gateway, ours)
+        self._save(NetworkState(self.bridge, str(network)))
+        await bridge.ensure(self.bridge, gateway)
         bridge.enable_forwarding()
-        self._save(NetworkState(self.bridge, str(network), await nat.ensure(self.bridge, network)))
+        await nat.ensure(self.bridge, network)
         self._reservations = Reservations(self._directory, network)
         self._reservations.load()
-        self._dhcp = Dnsmasq(self.bridge, gateway, self._directory)
-        await self._dhcp.open()
+        dhcp = Dnsmasq(self.bridge, gateway, self._directory)
+        await dhcp.open()
+        self._dhcp = dhcp
         self.subnet = str(network)
 
     async def _choose_subnet(self, remembered: str | None) -> ipaddress.IPv4Network:
@@ -106,15 +110,15 @@ class Network:
         """
         await self.close()
         state = self._load()
-        if not self._managed or state is None:
-            return
-        network = subnets.parse(state.subnet)
-        gateway = ipaddress.IPv4Interface((network[1], network.prefixlen))
-        await Dnsmasq(state.bridge, gateway, self._directory).stop()
-        if state.nat is not None:
-            await nat.remove(state.bridge, network, state.nat)
-        await bridge.remove(state.bridge)
+        if state is not None:
+            await self._remove(state)
         self.subnet = None
+
+    async def _remove(self, state: NetworkState) -> None:
+        network = subnets.parse(state.subnet)
+        await Dnsmasq(state.bridge, _gateway(network), self._directory).stop()
+        await nat.remove(state.bridge, network)
+        await bridge.remove(state.bridge)
 
     async def reserve(self, container: str, hwaddr: str, hostname: str) -> str | None:
         """Reserve an address for a network card (`00:16:3e:…`) and return it; the same card keeps it for life.
@@ -160,6 +164,11 @@ class Network:
 
     def _save(self, state: NetworkState) -> None:
         write_atomically(self._file, msgspec.json.encode(state))
+
+
+def _gateway(network: ipaddress.IPv4Network) -> ipaddress.IPv4Interface:
+    """The bridge's own address: the first of the network."""
+    return ipaddress.IPv4Interface((network[1], network.prefixlen))
 
 
 def write_atomically(file: Path, content: bytes) -> None:

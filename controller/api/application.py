@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import ssl
+from typing import Any
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
 from controller.api import (
@@ -19,11 +21,12 @@ from controller.api import (
     server,
     snapshots,
     states,
+    web,
 )
-from controller.api.base import Handler, Right, Services, Unknown
+from controller.api.base import Handler, Right, Services, TooLargeBody, Unknown
+from controller.api.limits import MAX_BODY, Bounded
 
 log = logging.getLogger(__name__)
-MAX_BODY = 1024 * 1024
 MAX_HEADER = 16 * 1024
 IDLE_TIMEOUT = 75.0
 BODY_TIMEOUT = 60.0
@@ -40,6 +43,7 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     *placement.routes,
     *metadata.routes,
     *internal.routes,
+    *web.routes,
 ]
 
 
@@ -56,10 +60,21 @@ def check_routes() -> None:
 check_routes()
 
 
+class BoundedApplication(Application):
+    """An application that answers 413 to a body over the limit, but for handlers that take it as it comes."""
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        delegate = super().find_handler(request, **kwargs)
+        if delegate.stream_request_body:
+            return delegate
+        refusing: HTTPMessageDelegate = self.get_handler_delegate(request, TooLargeBody, delegate.handler_kwargs)
+        return Bounded(request, delegate, refusing)
+
+
 def make_application(services: Services) -> Application:
     """The Tornado application."""
     arguments = {"services": services}
-    return Application(
+    return BoundedApplication(
         [(pattern, handler, arguments) for pattern, handler in ROUTES],
         default_handler_class=Unknown,
         default_handler_args=arguments,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import Any, ClassVar, TypeVar
 
-import msgspec
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from common.errors import Forbidden, InvalidRequest, NotFound, Unauthorized, VzfleetError
+from common.errors import Forbidden, InvalidRequest, NotFound, TooLarge, Unauthorized, VzfleetError
 from common.units import MAX_SIZE
-from controller.api.errors import describe, error_envelope, from_validation, http_status
+from controller.api.bodies import decode, has_field
+from controller.api.errors import CODES, describe, error_envelope, http_status
+from controller.api.limits import MAX_BODY
 from controller.api.views import operation_view
 from controller.fleet import Fleet
 from controller.records import Operation
@@ -35,6 +37,7 @@ from controller.services.states import States
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_WHOLE = re.compile(r"-?[0-9]{1,19}")
 IGNORED_PARAMETERS = ("project", "target")
 """Sent by LXD's clients on every call; there is one project, and the node is named in the body."""
 
@@ -108,10 +111,7 @@ class Handler(RequestHandler):
         self.caller = await self._authenticate()
         right = self.rights.get(self.request.method or "")
         if right is None:
-            allowed = ", ".join(self.rights)
-            if self.caller is None:
-                raise Unauthorized("a token is needed: Authorization: Bearer <token>")
-            self.set_header("Allow", allowed)
+            self._authorize(Right.READ)
             raise HTTPError(405)
         self._authorize(right)
         self._check_parameters()
@@ -153,29 +153,18 @@ class Handler(RequestHandler):
         content_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
         if content_type != "application/json":
             raise InvalidRequest("the body must be JSON", field="Content-Type", allowed="application/json")
-        try:
-            return msgspec.json.decode(self.request.body or b"{}", type=kind)
-        except msgspec.ValidationError as error:
-            raise from_validation(error, kind) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequest(
-                f"malformed JSON: {str(error)[:200]}", field="body", allowed="one JSON object"
-            ) from None
+        return decode(self.request.body, kind)
 
     def has_field(self, name: str) -> bool:
-        """Whether the body is an object with this field, so that its kind can be told."""
-        try:
-            plain = msgspec.json.decode(self.request.body or b"{}", type=dict[str, msgspec.Raw])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return False
-        return name in plain
+        """Whether the body is an object with this field, so that its kind can be told. Raises InvalidRequest."""
+        return has_field(self.request.body, name)
 
     def whole_parameter(self, name: str, default: int, lowest: int, highest: int = MAX_SIZE) -> int:
         """A whole number of the query. Raises InvalidRequest."""
         text = self.get_query_argument(name, "")
         if not text:
             return default
-        if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or not lowest <= int(text[:20]) <= highest:
+        if not _WHOLE.fullmatch(text) or not lowest <= int(text) <= highest:
             raise InvalidRequest(f"invalid {name} {text[:40]!r}", field=name, allowed=f"{lowest} to {highest}")
         return int(text)
 
@@ -248,10 +237,16 @@ class Handler(RequestHandler):
         if isinstance(error, VzfleetError):
             code, text, metadata = http_status(error), error.text, describe(error)
         else:
-            code, text = status_code, _reason(status_code)
-            metadata = {"code": "internal" if status_code >= 500 else "http"}
+            code, text = status_code, str(error) if isinstance(error, HTTPError) else _reason(status_code)
+            metadata = {"code": CODES.get(status_code, "internal")}
+        # Tornado has dropped the headers that were set before the error.
+        self.set_header("X-Request-Id", self.request_id)
         if code == 401:
             self.set_header("WWW-Authenticate", "Bearer")
+        if code == 405:
+            allowed = ", ".join(self.rights)
+            self.set_header("Allow", allowed)
+            text, metadata = f"{self.request.method} is not served here", {**metadata, "allowed": allowed}
         self.set_status(code)
         self.finish(orjson.dumps(error_envelope(code, text, metadata)))
 
@@ -269,6 +264,16 @@ class Unknown(Handler):
         if await self._authenticate() is None:
             raise Unauthorized("a token is needed: Authorization: Bearer <token>")
         raise NotFound(f"no such path: {self.request.path[:200]}", field="path")
+
+
+class TooLargeBody(Handler):
+    """Any request whose body is over the limit."""
+
+    async def prepare(self) -> None:
+        self.set_header("X-Request-Id", self.request_id)
+        if await self._authenticate() is None:
+            raise Unauthorized("a token is needed: Authorization: Bearer <token>")
+        raise TooLarge("the body is too large", field="body", allowed=f"at most {MAX_BODY} bytes")
 
 
 def sync_envelope(metadata: bytes) -> bytes:

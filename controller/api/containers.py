@@ -10,7 +10,7 @@ from common.states import Status, status_named
 from controller.api.base import Handler, Right
 from controller.api.views import container_url, rendered
 from controller.fleet import LiveContainer
-from controller.services.changes import etag_of
+from controller.services.changes import check_match, etag_of
 from controller.services.requests import (
     CreateBody,
     CreateWithIdBody,
@@ -65,7 +65,7 @@ class Containers(Handler):
         return status
 
     def _page(self, found: list[LiveContainer]) -> list[LiveContainer]:
-        """What stands after `cursor` (an id), `limit` at most; a Link header names the next page."""
+        """What stands after `cursor` (an id), `limit` at most; X-Next-Cursor says where the next page begins."""
         limit = self.whole_parameter("limit", MAX_PAGE, 1, MAX_PAGE)
         cursor = self.get_query_argument("cursor", "")
         if cursor:
@@ -113,14 +113,15 @@ class Container(Handler):
             self.answer_operation(await self.services.changes.rename(self.known, container, body))
 
     async def put(self, container: str) -> None:
+        expected = self.request.headers.get("If-Match")
         if self.has_field("restore"):
             restore = self.body(RestoreBody).restore
+            check_match(self.services.containers.get(container).record, expected)
             self.answer_operation(await self.services.states.restore(self.known, container, restore))
             return
         body = self.body(UpdateBody)
         live = self.services.containers.get(container)
         self._refuse_read_only(body, live)
-        expected = self.request.headers.get("If-Match")
         self.answer_operation(await self.services.changes.update(self.known, container, body, expected))
 
     def _refuse_read_only(self, body: UpdateBody, live: LiveContainer) -> None:

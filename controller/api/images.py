@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from tornado.web import HTTPError, stream_request_body
 
-from tornado.web import stream_request_body
-
-from common.errors import InvalidRequest
+from common.errors import InvalidRequest, TooLarge, VzfleetError
 from controller.api.base import Handler, Right
+from controller.api.limits import declared_length, expect_stream, may_discard
 from controller.api.views import image_view
 from controller.images.files import StagedImage
 
@@ -19,28 +18,43 @@ class Images(Handler):
     rights = {"GET": Right.READ, "POST": Right.OPERATE}
     parameters = ("recursion", "alias")
     staged: StagedImage | None = None
+    refusal: VzfleetError | HTTPError | None = None
 
     async def prepare(self) -> None:
-        await super().prepare()
-        if self.request.method != "POST":
-            return
+        try:
+            await super().prepare()
+            if self.request.method == "POST":
+                self._begin()
+        except (VzfleetError, HTTPError) as error:
+            # A connection that is closed while its caller still sends is reset, and the answer lost: read on first.
+            if self.request.method != "POST" or not may_discard(self.request):
+                raise
+            self.refusal = error
+
+    def _begin(self) -> None:
         kind = self.request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip()
         if kind.lower() != "application/octet-stream":
             raise InvalidRequest(
                 "an image is uploaded as bytes", field="Content-Type", allowed="application/octet-stream"
             )
         limit = self.services.server.max_upload
-        connection: Any = self.request.connection
-        connection.set_max_body_size(limit)
+        if declared_length(self.request.headers) > limit:
+            raise TooLarge("the image is too large", field="body", allowed=f"at most {limit} bytes")
         self.services.images.check_aliases(self._aliases())
+        expect_stream(self.request)
         self.staged = self.services.images.stage(limit)
 
     def _aliases(self) -> tuple[str, ...]:
         return tuple(self.get_query_arguments("alias"))
 
     async def data_received(self, chunk: bytes) -> None:
-        if self.staged is not None:
+        if self.staged is None:
+            return
+        try:
             await self.staged.write(chunk)
+        except VzfleetError as error:
+            self._throw_away()
+            self.refusal = error
 
     def get(self) -> None:
         images = sorted(self.services.fleet.images.values(), key=lambda image: image.fingerprint)
@@ -50,6 +64,8 @@ class Images(Handler):
             self.answer([image_view(image) for image in images])
 
     async def post(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         if self.staged is None or self.staged.size == 0:
             raise InvalidRequest("the upload is empty", field="body", allowed="a tarball")
         staged, self.staged = self.staged, None

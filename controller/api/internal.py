@@ -12,6 +12,7 @@ from tornado.web import stream_request_body
 
 from common.errors import InvalidRequest, VzfleetError
 from controller.api.base import Handler, Right, bearer
+from controller.api.limits import expect_stream
 from controller.relay import Sender
 
 CHUNK = 256 * 1024
@@ -72,9 +73,7 @@ class Transfer(Handler):
     async def prepare(self) -> None:
         await super().prepare()
         if self.request.method == "PUT":
-            connection: Any = self.request.connection
-            connection.set_max_body_size(2**62)
-            connection.set_body_timeout(0)
+            expect_stream(self.request)
             self.sender = self.services.relay.sender(bearer(self))
 
     async def data_received(self, chunk: bytes) -> None:

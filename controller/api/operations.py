@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import orjson
 
-from common.errors import InvalidRequest
+from common.errors import Conflict, InvalidRequest
 from common.names import check_container_id
 from common.states import Status, status_named
 from controller.api.base import Handler, Right, sync_envelope
 from controller.api.views import operation_view
 
 MAX_PAGE = 10_000
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Operations(Handler):
@@ -31,7 +33,7 @@ class Operations(Handler):
             node=self.services.nodes.require(node).record.name if node else None,
             status=self._status(),
             limit=limit,
-            before=self.get_query_argument("cursor", "") or None,
+            before=self._cursor(),
         )
         if len(found) == limit:
             self.set_header("X-Next-Cursor", found[-1].id)
@@ -42,6 +44,12 @@ class Operations(Handler):
                 shown = operation_view(operation, self.services.operations)
             groups.setdefault(operation.status.text.lower(), []).append(shown)
         self.answer(groups)
+
+    def _cursor(self) -> str | None:
+        text = self.get_query_argument("cursor", "")
+        if text and not _UUID.fullmatch(text):
+            raise InvalidRequest(f"invalid cursor {text[:40]!r}", field="cursor", allowed="the id of an operation")
+        return text or None
 
     def _status(self) -> Status | None:
         text = self.get_query_argument("status", "")
@@ -65,7 +73,11 @@ class Operation(Handler):
         self.answer(operation_view(found, self.services.operations))
 
     async def delete(self, operation: str) -> None:
-        await self.services.operations.cancel(operation)
+        try:
+            await self.services.operations.cancel(operation)
+        except Conflict as error:
+            # R19: what cannot be cancelled is a bad request, not a conflict.
+            raise InvalidRequest(error.text, field="operation", allowed="a running one that may_cancel") from None
         self.answer({})
 
 

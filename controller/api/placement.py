@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.names import check_hostname
 from controller.api.base import Handler, Right
 from controller.services.requests import PlacementBody
 
@@ -12,7 +13,10 @@ class Placement(Handler):
     rights = {"POST": Right.READ}
 
     async def post(self) -> None:
-        chosen = await self.services.containers.place(self.body(PlacementBody))
+        body = self.body(PlacementBody)
+        if body.hostname is not None:
+            check_hostname(body.hostname)
+        chosen = await self.services.containers.place(body)
         self.answer({"node": chosen.node, "nodes": chosen.reasons})
 
 

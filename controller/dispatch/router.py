@@ -200,6 +200,6 @@ class _Reader:
             self.check()
 
     def close(self) -> None:
-        if self._loop is not None:
+        if self._loop is not None and not self.socket.closed:
             self._loop.remove_reader(self.socket.fileno())
         self.socket.close()

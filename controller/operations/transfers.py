@@ -24,14 +24,18 @@ async def transfer(
     path = f"/1.0/internal/transfers/{context.operation.id}"
     send = SendContainer(source.id, path, tokens.send, snapshot, with_snapshots)
     receive = ReceiveContainer(target, path, tokens.receive)
+    ends = [
+        asyncio.ensure_future(context.command(source_node, send, source.generation, part="-send")),
+        asyncio.ensure_future(context.command(target_node, receive, target.generation, part="-receive")),
+    ]
     try:
-        ends = await asyncio.gather(
-            context.command(source_node, send, source.generation, part="-send"),
-            context.command(target_node, receive, target.generation, part="-receive"),
-            return_exceptions=True,
-        )
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_EXCEPTION)
+        # The other end hears at once when one has failed, and says how it ended.
+        relay.close(context.operation.id)
+        await asyncio.wait(ends)
     finally:
         relay.close(context.operation.id)
-    for end in ends:
-        if isinstance(end, BaseException):
-            raise end
+        for end in ends:
+            end.cancel()
+    for end in (*done, *ends):
+        end.result()

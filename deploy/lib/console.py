@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 _started = time.monotonic()
 POLL_INTERVAL = 0.05
+_PYTHON_OVERRIDES = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 
 
 class DeployError(Exception):
@@ -22,7 +23,7 @@ def say(text: str) -> None:
 
 def environment(**more: str) -> dict[str, str]:
     """The environment for programs: this one's, with plain messages, Debian's paths and without Python's overrides."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    kept = {name: value for name, value in os.environ.items() if name not in _PYTHON_OVERRIDES}
     path = f"{kept.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
     return {**kept, "PATH": path.lstrip(":"), "LC_ALL": "C.UTF-8", **more}
 

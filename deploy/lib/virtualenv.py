@@ -35,7 +35,8 @@ def install(state: State, extra: str) -> bool:
         _copy_sources(source)
         wanted = f"{source}[{extra}]" if extra else str(source)
         pip = [str(state.python), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
-        run([*pip, "install", "--", wanted], timeout=INSTALL_TIMEOUT)
+        # Not compiled: most of it is never imported, and what is, is compiled once.
+        run([*pip, "install", "--no-compile", "--", wanted], timeout=INSTALL_TIMEOUT)
     write(stamp, now, 0o644)
     return True
 

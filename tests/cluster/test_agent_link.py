@@ -15,6 +15,7 @@ from agent.link import Backoff, Link
 from common import keys
 from common.clock import SystemClock
 from common.messages import (
+    Abandon,
     Accepted,
     Command,
     Confirm,
@@ -81,6 +82,9 @@ class Recorder:
     def acknowledged(self, commands: tuple[str, ...]) -> None:
         self.note(commands)
 
+    def abandoned(self, command: str) -> None:
+        self.note(("abandoned", command))
+
     def confirmed(self, generations: dict[str, int]) -> None:
         self.note(generations)
 
@@ -112,6 +116,9 @@ async def test_a_session_is_hello_welcome_inventory_and_then_messages_both_ways(
         assert await recorder.until(Command) == command
         assert await recorder.until(tuple) == ("op/0/do",)
         assert await recorder.until(dict) == {"101": 3}
+        recorder.calls.clear()
+        await controller.send(Abandon("op/1/do"))
+        assert await recorder.until(tuple) == ("abandoned", "op/1/do")
         link.send(Accepted("op/1/do"))
         assert (await controller.expect(Accepted)).command == "op/1/do"
         assert set(controller.users) == {PAIR.public}

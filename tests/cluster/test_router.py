@@ -120,6 +120,39 @@ async def test_without_its_zap_handler_nobody_is_let_in(monkeypatch: pytest.Monk
         await controller.agent("node2").join()
 
 
+async def test_without_a_zap_handler_nobody_gets_a_connection(controller: Controller) -> None:
+    agent = controller.agent("node1")
+    assert controller.router._zap is not None
+    controller.router._zap.close()
+    agent.connect()
+    with pytest.raises(TimeoutError):
+        await agent.say_hello()
+        await agent.receive(0.3)
+    assert controller.router.drops.counts["unknown key"] == 0, "it was let in and heard"
+
+
+async def test_a_message_that_came_before_a_send_is_read_without_another_event() -> None:
+    """The descriptor is edge-triggered: a send takes the signal of what has arrived."""
+    heard: list[tuple[bytes, str, bytes]] = []
+    router = Router("tcp://127.0.0.1:*", SERVER, SystemClock())
+    router.start(lambda *message: heard.append(message))
+    agent = FakeAgent(f"tcp://127.0.0.1:{router.port}", SERVER.public)
+    try:
+        router.allow(agent.keys.public)
+        agent.connect()
+        await agent.say_hello()
+        await until(lambda: len(heard) == 1)
+        for count in range(2, 7):
+            await agent.beat()
+            time.sleep(0.05)  # noqa: ASYNC251 the message arrives while the loop does not look
+            assert router.send(heard[0][0], b"x")
+            await until(lambda count=count: len(heard) == count, timeout=2)
+        assert {key for _, key, _ in heard} == {agent.keys.public}
+    finally:
+        await agent.close()
+        router.close()
+
+
 async def test_a_client_without_curve_is_not_heard(controller: Controller) -> None:
     agent = controller.agent("node1")
     with zmq.Context() as context, context.socket(zmq.DEALER) as plain:
@@ -187,6 +220,7 @@ async def test_an_oversized_message_ends_the_connection_only(controller: Control
     await agent.join()
     await agent.send_frames(b"x" * (1024 * 1024 + 1))
     await controller.listener.wait_status("node1", NodeStatus.OFFLINE)
+    assert controller.dispatcher.drops.counts["malformed"] == 0, "it was read whole"
     await agent.serve()
     await controller.call("node1")
 

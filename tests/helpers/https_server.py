@@ -108,7 +108,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path, dict(self.headers)))
         self.server.answer(self)
 
-    do_GET = do_PUT = do_POST = _handle  # noqa: N815 names of http.server
+    do_GET = do_PUT = do_POST = _handle
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,16 +107,17 @@ class Container:
         subprocess.run(
             [*self.enter, "lxc-start", "-P", str(self.directory), "-n", "101", "-l", "trace", "-o", "/tmp/lxclog"]
         )
-        self.pid = int(command("lxc-info", "-P", str(self.directory), "-n", "101", "-p", "-H"))
+        self.pid = int(self.lxc("lxc-info", "-p", "-H"))
 
     def attach_script(self) -> Path:
         file = self.directory / "attach"
-        file.write_text('#!/bin/sh\necho "$@" >/tmp/attach.log; exec ip link set dev "$5" master br0 up\n')
+        file.write_text('#!/bin/sh\nexec ip link set dev "$5" master br0 up\n')
         file.chmod(0o755)
         return file
 
-    def lxc(self, name: str, *arguments: str) -> None:
-        command(*self.enter, name, "-P", str(self.directory), "-n", "101", *arguments)
+    def lxc(self, name: str, *arguments: str) -> str:
+        # In its namespace: the monitor listens on an abstract socket, which is the namespace's own.
+        return command(*self.enter, name, "-P", str(self.directory), "-n", "101", *arguments)
 
     def sample(self, config: dict[str, str]) -> ContainerSample:
         assert self.sampler.stdin is not None
@@ -124,10 +127,13 @@ class Container:
         return msgspec.json.decode(self.sampler.stdout.readline(), type=ContainerSample)
 
     def remove(self) -> None:
-        subprocess.run(["lxc-stop", "-P", str(self.directory), "-n", "101", "-k"], capture_output=True)
         self.sampler.communicate()
+        for pid in self.cgroup.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.cgroup.pids(), "the end of its processes")
         top = self.cgroups.container(self.space)
+        wait_until(lambda: not top.pids(), "the end of LXC's monitor")
         wait_until(top.remove, "the end of its cgroups")
         command("ip", "netns", "delete", self.space)
 

@@ -336,6 +336,20 @@ def test_a_bridge_of_others_is_refused(lab: Lab) -> None:
     assert lab.node.run("nft", "list", "ruleset") == ""
 
 
+def test_other_settings_leave_nothing_of_the_old_ones(lab: Lab) -> None:
+    first = lab.agent()
+    first.call("open")
+    pid = first.dnsmasq()
+    first.end()
+    lab.node.run("ip", "link", "add", "own0", "type", "bridge")
+    second = lab.agent(bridge="own0")
+    assert second.call("open") is None
+    assert second.subnet is None
+    assert not runs(pid)
+    assert lab.node.run("nft", "list", "ruleset") == ""
+    assert [row["ifname"] for row in json.loads(lab.node.run("ip", "-j", "link"))] == ["lo", "own0"]
+
+
 def test_an_interface_that_is_no_bridge_is_refused(lab: Lab) -> None:
     lab.node.run("ip", "link", "add", BRIDGE, "type", "veth", "peer", "name", "other0")
     assert "no bridge" in lab.agent().call("open")["text"]

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,6 +336,27 @@ def test_real_memory_limit_holds(real: Real) -> None:
     peak = real.container.figures().memory_peak
     assert peak is None or peak <= 16 * MIB
     assert hog.returncode != 0
+
+
+def test_a_limit_below_what_is_in_use_changes_nothing_and_kills_nothing(real: Real) -> None:
+    script = (
+        "import sys; sys.stdin.readline(); held = bytearray(40 << 20); print('held', flush=True); sys.stdin.readline()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for directory in real.container.directories():
+        (directory / "inner/cgroup.procs").write_text(str(holder.pid))
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    holder.stdin.write(b"go\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == b"held\n"
+    real.container.set_memory(100 * MIB)
+    with pytest.raises(DriverFailed, match="memory"):
+        real.container.set_memory(8 * MIB)
+    assert real.container.figures().memory_limit == 100 * MIB
+    assert holder.poll() is None
+    holder.communicate(b"end\n")
+    assert holder.returncode == 0
 
 
 def test_real_process_limit_holds(real: Real) -> None:

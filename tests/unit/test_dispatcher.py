@@ -409,11 +409,37 @@ async def test_an_agent_without_a_session_is_told_now_and_then_to_say_hello(worl
 
 async def test_what_arrived_meanwhile_is_heard_before_anyone_is_judged(world: World) -> None:
     world.join()
+    for sequence in range(40):
+        world.clock.advance(SETTINGS.tick)
+        world.wire.late.append(Heartbeat(sequence, world.agent_clock(), 0.0))
+        world.dispatcher.tick()
+    assert world.listener.of("status", "node1") == ["Online"]
+
+
+async def test_time_in_which_the_controller_stood_still_counts_against_nobody(world: World) -> None:
+    world.join()
     world.passes(1)
-    world.clock.advance(SETTINGS.heartbeat_timeout + 0.5)
-    world.wire.late.append(Heartbeat(10**6, world.agent_clock(), 0.0))
+    world.clock.advance(3600)
     world.dispatcher.tick()
     assert world.listener.of("status", "node1") == ["Online"]
+    for _ in range(20):
+        world.clock.advance(SETTINGS.tick)
+        world.dispatcher.tick()
+    assert world.listener.of("status", "node1") == ["Online", "Suspect", "Offline"]
+
+
+async def test_what_an_older_session_said_is_not_told_after_its_inventory(world: World) -> None:
+    world.join()
+    world.listener.gate = asyncio.Event()
+    world.say(INVENTORY)
+    world.say(CHANGE)
+    world.join(b"2")
+    world.listener.gate.set()
+    await asyncio.sleep(0.01)
+    assert world.listener.of("state_changed", "node1") == []
+    assert len(world.listener.of("inventory", "node1")) == 3
+    world.say(CHANGE, b"2")
+    assert world.listener.of("state_changed", "node1") == [CHANGE]
 
 
 async def test_one_broken_listener_call_does_not_stop_the_tick(world: World) -> None:

@@ -129,21 +129,22 @@ async def test_an_unreachable_controller_is_named(tmp_path: Path) -> None:
 async def test_another_ca_than_the_tokens_is_refused_before_the_secret_is_told(tmp_path: Path) -> None:
     asked: list[dict[str, object]] = []
     other = make_authority()
-    with https_server(tmp_path, controller(asked, by=other), other) as server:
-        with pytest.raises(Forbidden, match="not the controller"):
-            await join(token(server.api), config(tmp_path), CLOCK)
+    refused = pytest.raises(Forbidden, match="not the controller")
+    with https_server(tmp_path, controller(asked, by=other), other) as server, refused:
+        await join(token(server.api), config(tmp_path), CLOCK)
     # The right CA is public: a server which shows it, but is not certified by it, learns no secret either.
-    with https_server(tmp_path, controller(asked), other) as server:
-        with pytest.raises(Unavailable, match="certificate"):
-            await join(token(server.api), config(tmp_path), CLOCK)
+    mistrusted = pytest.raises(Unavailable, match="certificate")
+    with https_server(tmp_path, controller(asked), other) as server, mistrusted:
+        await join(token(server.api), config(tmp_path), CLOCK)
     assert asked == []
 
 
-@pytest.mark.parametrize("body", [b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----"])
+@pytest.mark.parametrize(
+    "body", [b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----"]
+)
 async def test_what_is_no_certificate_is_refused(tmp_path: Path, body: bytes) -> None:
-    with https_server(tmp_path, lambda handler: handler.reply(200, body)) as server:
-        with pytest.raises(Forbidden):
-            await join(token(server.api), config(tmp_path), CLOCK)
+    with https_server(tmp_path, lambda handler: handler.reply(200, body)) as server, pytest.raises(Forbidden):
+        await join(token(server.api), config(tmp_path), CLOCK)
 
 
 @pytest.mark.parametrize(

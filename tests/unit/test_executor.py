@@ -356,3 +356,45 @@ async def test_a_closed_executor_leaves_the_command_begun(tmp_path: Path) -> Non
         assert record is not None
         assert record.result is None
         assert parts.effects() == []
+
+
+async def test_a_command_that_is_given_up_ends_at_once_and_stays_so(tmp_path: Path) -> None:
+    async with agent_parts(tmp_path) as parts:
+        parts.driver.script.delays["container.create"] = 60
+        parts.executor.receive(parts.command("op/1/do", CREATE))
+        parts.executor.receive(parts.command("op/2/do", START))
+        await parts.until(lambda: Accepted("op/2/do") in parts.sent)
+        parts.executor.abandon("op/2/do")  # it still waits for its turn
+        parts.executor.abandon("op/1/do")
+        results = [await parts.result("op/1/do"), await parts.result("op/2/do")]
+        assert [result.error and result.error.code for result in results] == ["cancelled", "cancelled"]
+        assert parts.effects() == []
+        parts.driver.script.delays.clear()
+        assert await parts.do("op/1/do", CREATE) == results[0]
+        parts.executor.abandon("op/1/do")
+        assert await parts.result("op/1/do", 3) == results[0]
+
+
+async def test_giving_up_what_is_over_or_unknown_is_answered(tmp_path: Path) -> None:
+    async with agent_parts(tmp_path) as parts:
+        done = await parts.do("op/1/do", CREATE)
+        parts.executor.abandon("op/1/do")
+        assert await parts.result("op/1/do", 2) == done
+        parts.executor.abandon("op/9/do")
+        unknown = await parts.result("op/9/do")
+        assert unknown.error is not None
+        assert unknown.error.code == "cancelled"
+
+
+async def test_what_was_begun_before_a_restart_and_given_up_never_runs(tmp_path: Path) -> None:
+    async with agent_parts(tmp_path) as parts:
+        parts.driver.script.delays["container.create"] = 60
+        parts.executor.receive(parts.command("op/1/do", CREATE))
+        await parts.until(lambda: Accepted("op/1/do") in parts.sent)
+    async with agent_parts(tmp_path) as parts:
+        parts.executor.abandon("op/1/do")
+        given_up = await parts.result("op/1/do")
+        assert given_up.error is not None
+        assert given_up.error.code == "cancelled"
+        assert await parts.do("op/1/do", CREATE) == given_up
+        assert parts.effects() == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -54,31 +54,25 @@ def test_the_factory_makes_it(tmp_path: Path) -> None:
 
 
 async def test_every_change_done_twice_has_one_effect(driver: FakeDriver) -> None:
-    for _ in range(2):
-        await driver.create(spec(), None)
-    for _ in range(2):
-        await driver.start("101")
-    for _ in range(2):
-        await driver.freeze("101")
-    for _ in range(2):
-        await driver.unfreeze("101")
-    for _ in range(2):
-        await driver.create_snapshot("101", "s")
-    for _ in range(2):
-        await driver.update(spec(limits_memory="64MiB"))
-    for _ in range(2):
-        await driver.stop("101", 1, force=False)
-    driver.write("101", "changed inside")
-    for _ in range(2):
-        await driver.restore_snapshot("101", "s")
-    for _ in range(2):
-        await driver.copy(spec("102"), "101", "s")
-    for _ in range(2):
-        await driver.delete_snapshot("101", "s")
-    for _ in range(2):
-        await driver.rename("101", spec("103"))
-    for _ in range(2):
-        await driver.delete("103", force=False)
+    changes: list[Callable[[], Awaitable[None]]] = [
+        lambda: driver.create(spec(), None),
+        lambda: driver.start("101"),
+        lambda: driver.freeze("101"),
+        lambda: driver.unfreeze("101"),
+        lambda: driver.create_snapshot("101", "s"),
+        lambda: driver.update(spec(limits_memory="64MiB")),
+        lambda: driver.stop("101", 1, force=False),
+        lambda: driver.restore_snapshot("101", "s"),
+        lambda: driver.copy(spec("102"), "101", "s"),
+        lambda: driver.delete_snapshot("101", "s"),
+        lambda: driver.rename("101", spec("103")),
+        lambda: driver.delete("103", force=False),
+    ]
+    for number, change in enumerate(changes):
+        for _ in range(2):
+            await change()
+        if await driver.containers():
+            driver.write((await driver.containers())[0].id, f"changed inside after {number}")
     assert effects(driver) == [
         "container.create",
         "container.start",

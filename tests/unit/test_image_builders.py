@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DeadlinePassed, DriverFailed, InvalidRequest, NotFound
-from controller.images import busybox, debian
+from controller.images import busybox, debian_recipe
 from controller.images.builder import host_architecture
 from controller.images.builders import BusyboxBuilder, DebianBuilder, find_builder
 from controller.images.files import ImageFiles
@@ -118,7 +118,7 @@ async def test_busybox_of_another_kind_is_refused(files: ImageFiles, tmp_path: P
 
 
 def test_debian_is_given_updates_and_security_of_its_release() -> None:
-    command = debian.make_command("bookworm", Path("/x y/overlay.tar"), ARCHIVES)
+    command = debian_recipe.make_command("bookworm", Path("/x y/overlay.tar"), ARCHIVES)
     operands = command[command.index("--", command.index("mmdebstrap")) + 1 :]
     assert operands == [
         "bookworm",
@@ -128,13 +128,16 @@ def test_debian_is_given_updates_and_security_of_its_release() -> None:
         "deb http://127.0.0.1:9/debian-security bookworm-security main",
     ]
     assert "--customize-hook=tar-in '/x y/overlay.tar' /" in command
-    assert debian.make_command("sid", Path("/o"), ARCHIVES)[-1] == "deb http://127.0.0.1:9/debian sid main"
-    assert "systemd-resolved" not in " ".join(debian.make_command("bullseye", Path("/o"), ARCHIVES)).split("--skip")[0]
+    assert debian_recipe.make_command("sid", Path("/o"), ARCHIVES)[-1] == "deb http://127.0.0.1:9/debian sid main"
+    assert (
+        "systemd-resolved"
+        not in " ".join(debian_recipe.make_command("bullseye", Path("/o"), ARCHIVES)).split("--skip")[0]
+    )
 
 
 def test_the_debian_overlay_holds_the_recipe() -> None:
-    with tarfile.open(fileobj=io.BytesIO(debian.make_overlay())) as tar:
-        assert {entry.name for entry in tar.getmembers()} == {*debian.FILES, *debian.LINKS}
+    with tarfile.open(fileobj=io.BytesIO(debian_recipe.make_overlay())) as tar:
+        assert {entry.name for entry in tar.getmembers()} == {*debian_recipe.FILES, *debian_recipe.LINKS}
         network = tar.extractfile("etc/systemd/network/eth0.network")
         assert network is not None and b"DHCP=ipv4" in network.read()
 

@@ -198,19 +198,18 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_begun_survives_a_kill(tmp_path: Path) -> None:
-    path = tmp_path / "journal.db"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert writer.stdout is not None
-    with writer:
+def write_and_kill(path: Path) -> list[int]:
+    """The numbers of the commands which a process says to have begun before it was killed."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as writer:
+        assert writer.stdout is not None
         told = [int(writer.stdout.readline()) for _ in range(200)]
         os.kill(writer.pid, signal.SIGKILL)
-        told += [int(line) for line in writer.stdout.read().split()]
+        return told + [int(line) for line in writer.stdout.read().split()]
+
+
+async def test_what_was_begun_survives_a_kill(tmp_path: Path) -> None:
+    told = await asyncio.to_thread(write_and_kill, tmp_path / "journal.db")
     async with opened(tmp_path) as journal:
         found = [await journal.find(f"op/{number}/do") for number in told]
         assert None not in found

@@ -15,8 +15,30 @@ from common.options import MAX_TOTAL_LENGTH, OPTIONS, check_config, find_option,
 PROFILE = settings(max_examples=300, deadline=None, database=None)
 KEYS = st.sampled_from([option.key.replace("*", "NAME") for option in OPTIONS]) | st.text(max_size=20)
 VALUES = st.sampled_from(
-    ["1", "0", "2", "true", "FALSE", "yes", "20%", "0%", "5GB", "1MiB", "1kB", "25ms/100ms", "0ms/1ms", "", "-1", "1.5"]
-    + ["a\nb", "x" * 5000, "٣", "100000000000"]
+    [
+        *[
+            "1",
+            "0",
+            "2",
+            "true",
+            "FALSE",
+            "yes",
+            "20%",
+            "0%",
+            "5GB",
+            "1MiB",
+            "1kB",
+            "25ms/100ms",
+            "0ms/1ms",
+            "-1",
+            "1.5",
+            "٣",
+            "100000000000",
+        ],
+        "",
+        "a\nb",
+        "x" * 5000,
+    ]
 ) | st.text(max_size=20)
 
 
@@ -66,8 +88,23 @@ def test_values(key: str, good: str, bad: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["", "limits", "limits.", "limits.cpus.x", "environment.", "environment.1X", "environment.A-B", "environment.A\nB"]
-    + ["user.", "user.a b", "user.a\n", "raw.lxc", "environment.*", "user.*", "LIMITS.CPUS", "lxc.hook.pre-start"],
+    [
+        *[
+            "limits",
+            "limits.",
+            "limits.cpus.x",
+            "LIMITS.CPUS",
+            "environment.",
+            "environment.1X",
+            "environment.A-B",
+            "environment.*",
+        ],
+        *["user.", "user.*", "raw.lxc", "lxc.hook.pre-start"],
+        "",
+        "environment.A\nB",
+        "user.a b",
+        "user.a\n",
+    ],
 )
 def test_unknown_keys_are_refused(key: str) -> None:
     assert find_option(key) is None

@@ -161,6 +161,7 @@ def test_time_in_which_nobody_looked_is_excused() -> None:
     assert gap == 60 - 2 * SETTINGS.tick
     of.excuse(gap, 60.5)
     assert not of.judge(60.5)
+    assert of.session is not None, "nor does the session end"
     assert of.judge(60.5 + SETTINGS.heartbeat_timeout) and of.status is NodeStatus.OFFLINE
 
 
