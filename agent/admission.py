@@ -55,15 +55,15 @@ def decide(command: Command, record: Record | None, fences: Fences, now: float) 
         return Refuse(Stale(f"the command is of session {command.session!r}, not of the current one"))
     if command.epoch < fences.epoch:
         return Refuse(Stale(f"the command is of epoch {command.epoch}, and {fences.epoch} was seen", field="epoch"))
-    refusal = may_begin(command, fences, now)
+    # Written so that a NaN is refused, too. Once accepted it may wait for its turn: the controller knows of it.
+    if not command.expires_at > now:
+        return Refuse(Stale(f"the command expired {now - command.expires_at:.3f} s ago"))
+    refusal = outdated(command, fences)
     return Refuse(refusal) if refusal is not None else Run(again=record is not None)
 
 
-def may_begin(command: Command, fences: Fences, now: float) -> Stale | None:
-    """Why a command may not begin (any more): asked on arrival, and again when it has waited for its turn."""
-    # Written so that a NaN is refused, too.
-    if not command.expires_at > now:
-        return Stale(f"the command expired {now - command.expires_at:.3f} s ago")
+def outdated(command: Command, fences: Fences) -> Stale | None:
+    """Why a later generation forbids a command: asked on arrival, and again when it has waited for its turn."""
     for container in containers_of(command):
         highest = fences.highest.get(container, 0)
         if command.generation < highest:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 
-from agent.admission import Answer, Fences, Refuse, containers_of, decide, may_begin
+from agent.admission import Answer, Fences, Refuse, containers_of, decide, outdated
 from agent.checks import check_arguments
 from agent.context import current_command, current_request
 from agent.handlers import HANDLERS, Done, Node
@@ -153,7 +153,7 @@ class Executor:
 
     async def _in_turn(self, command: Command) -> Result:
         async with self._locks.hold(*containers_of(command)), self._slot(command):
-            refusal = may_begin(command, self._fences(), self._clock.monotonic())
+            refusal = outdated(command, self._fences())
             result = Result(command.id, error=_wire(refusal)) if refusal else await self._carry_out(command)
             self._failpoints("agent/done")
             return result

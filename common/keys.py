@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
-from common.errors import Forbidden
+from common.errors import Forbidden, InvalidRequest
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,17 @@ def generate() -> KeyPair:
     """A new key pair."""
     public, secret = zmq.curve_keypair()
     return KeyPair(public.decode(), secret.decode())
+
+
+def check_public_key(text: str, field: str = "public_key") -> str:
+    """Return `text` if it is a CURVE key in Z85 (ZeroMQ RFC 32), else raise InvalidRequest."""
+    try:
+        raw = z85.decode(text)
+    except (ValueError, KeyError, struct.error):
+        raw = b""
+    if len(raw) != 32:
+        raise InvalidRequest("not a CURVE public key", field=field, allowed="40 characters of Z85")
+    return text
 
 
 def check_private(path: Path) -> None:

@@ -13,8 +13,13 @@ import msgspec
 
 from common.clock import Clock, timestamp
 from common.messages import ContainerReport, ContainerSample, Inventory, NodeSample, Outcome, Samples
-from common.states import NodeStatus, Status
+from common.states import CONTAINER_STATES, NodeStatus, Status
 from controller.records import Change, Container, Image, Node, Phase, Snapshot
+
+MAX_UNCLAIMED = 10_000
+"""Containers of nobody that are kept for a node: what agents send must not fill the memory."""
+CLOCK_STEP = 60.0
+"""Seconds; figures that are older than the present ones by more come from a clock that was set back."""
 
 
 @dataclass
@@ -54,6 +59,11 @@ class LiveNode:
     images: set[str] | None = None
     unclaimed: dict[str, Unclaimed] = field(default_factory=dict)
     containers: set[str] = field(default_factory=set)
+
+    def keep(self, unclaimed: Unclaimed) -> None:
+        """Note a container that no row claims."""
+        if len(self.unclaimed) < MAX_UNCLAIMED:
+            self.unclaimed[unclaimed.report.id] = unclaimed
 
 
 @dataclass(frozen=True)
@@ -211,7 +221,7 @@ class Fleet:
         node = self.nodes.get(name)
         if node is None:
             return
-        node.sample, node.sampled_at = samples.node, samples.sampled_at
+        node.sample, node.sampled_at = samples.node, self._not_ahead(samples.sampled_at)
         node.last_seen = timestamp(self._clock.now())
         for sample in samples.containers:
             self._put_sample(name, sample, samples.sampled_at)
@@ -225,7 +235,7 @@ class Fleet:
         if not self._belongs(name, report):
             node.unclaimed.pop(report.id, None)
             if not removed:
-                node.unclaimed[report.id] = Unclaimed(report)
+                node.keep(Unclaimed(report))
         else:
             live = self.containers[report.id]
             live.report = None if removed else report
@@ -238,7 +248,8 @@ class Fleet:
         if report is not None and not self._belongs(name, report):
             # A move or a rename: the row that claims it is written when the operation gets there.
             if name in self.nodes:
-                self.nodes[name].unclaimed[report.id] = Unclaimed(report, outcome.sample, sampled_at)
+                at = None if sampled_at is None else self._not_ahead(sampled_at)
+                self.nodes[name].keep(Unclaimed(report, outcome.sample, at))
             return
         if report is not None:
             live = self.containers[report.id]
@@ -247,13 +258,25 @@ class Fleet:
         if outcome.sample is not None and sampled_at is not None:
             self._put_sample(name, outcome.sample, sampled_at)
 
+    def gone(self, name: str, container: str) -> None:
+        """A command removed this container from the node: if no row claims it, it is forgotten."""
+        if name in self.nodes:
+            self.nodes[name].unclaimed.pop(container, None)
+
     def _put_sample(self, name: str, sample: ContainerSample, sampled_at: float) -> None:
         live = self.containers.get(sample.id)
-        # A batch that was taken before the latest figure (an operation's own) does not replace it.
-        if live is None or live.record.node != name or (live.sampled_at or 0.0) > sampled_at:
+        at = self._not_ahead(sampled_at)
+        if live is None or live.record.node != name:
             return
-        live.sample, live.sampled_at = sample, sampled_at
+        # A batch that was taken before the latest figure (an operation's own) does not replace it.
+        if live.sampled_at is not None and 0 < live.sampled_at - at < CLOCK_STEP:
+            return
+        live.sample, live.sampled_at = sample, at
         self._touch(live)
+
+    def _not_ahead(self, sampled_at: float) -> float:
+        """A time by an agent's clock, which may be wrong: nothing was sampled in the future, or before 1970."""
+        return max(0.0, min(sampled_at, self._clock.now().timestamp()))
 
     def _belongs(self, name: str, report: ContainerReport) -> bool:
         live = self.containers.get(report.id)
@@ -273,7 +296,7 @@ class Fleet:
     def status_of(self, live: LiveContainer) -> ShownStatus:
         """The status of a container as the API shows it."""
         record = live.record
-        last = Status(live.report.status) if live.report is not None else None
+        last = _known(live.report.status) if live.report is not None else None
         if record.phase is Phase.CREATING:
             return ShownStatus(Status.PENDING)
         if record.phase is Phase.FAILED:
@@ -291,3 +314,8 @@ class Fleet:
         live = self.nodes.get(node)
         owned = live.containers if live is not None else set()
         return {container: self.containers[container].record.generation for container in sorted(owned)}
+
+
+def _known(status: int) -> Status:
+    """The status of an agent's report; a code that no container can have is an error of that node alone."""
+    return Status(status) if status in CONTAINER_STATES else Status.ERROR

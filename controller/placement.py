@@ -1,7 +1,6 @@
 """Which node gets a new container: a pure function of facts and request, with the reasons of every node.
 
-A limit counts as reserved in full; a container without one counts by its present use, which is already missing
-from the node's free memory and disk.
+A limit counts as reserved in full, a container without one by its present use.
 """
 
 from __future__ import annotations
@@ -13,7 +12,11 @@ from common.units import format_size
 
 
 class NodeState(Struct, frozen=True):
-    """What placement knows of a node. Bytes; `peers` counts containers there with the same hostname prefix."""
+    """What placement knows of a node. Bytes; `peers` counts containers there with the same hostname prefix.
+
+    `reserved_*` is what limits reserve and what containers without one use; `taken` says that a container of nobody's
+    has the wanted id there.
+    """
 
     name: str
     status: NodeStatus
@@ -28,6 +31,7 @@ class NodeState(Struct, frozen=True):
     reserved_memory: int = 0
     reserved_disk: int = 0
     peers: int = 0
+    taken: bool = False
 
 
 class Wanted(Struct, frozen=True):
@@ -81,6 +85,8 @@ def _refusal(node: NodeState, wanted: Wanted, policy: Policy) -> str | None:
         return f"the request names node {wanted.node}"
     if node.status is not NodeStatus.ONLINE:
         return f"the node is {node.status}"
+    if node.taken:
+        return "an unmanaged container has that id there"
     if wanted.architecture is not None and wanted.architecture != node.architecture:
         return f"architecture {node.architecture}, the image needs {wanted.architecture}"
     if wanted.cpus is not None and wanted.cpus > node.cpus:

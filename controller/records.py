@@ -77,10 +77,11 @@ class Requestor(Record, frozen=True):
 
 
 class OperationError(Record, frozen=True):
-    """Why an operation failed: a code of `common.errors` and the reason as text."""
+    """Why an operation failed: a code of `common.errors`, the reason as text, and the index of the step that failed."""
 
     code: str
     text: str
+    step: int | None = None
 
 
 class Operation(Record, frozen=True):
@@ -134,11 +135,15 @@ class Token(Record, frozen=True):
 
 
 class JoinToken(Record, frozen=True):
-    """A one-time join token; only the sha256 of its secret is kept."""
+    """A one-time join token; only the sha256 of its secret is kept.
+
+    `used_by` is the CURVE key that used it up: its host may ask again when the answer was lost.
+    """
 
     hash: str
     node: str | None
     expires_at: str
+    used_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,9 @@ async def _distribute_image(context: Context) -> None:
     fingerprint = _fingerprint(context)
     if fingerprint is None:
         return
-    node = context.resources.fleet.nodes[wanted.node]
+    node = context.resources.fleet.nodes.get(wanted.node)
     privileged = parse_config(wanted.spec.config).privileged
-    if not privileged and fingerprint in (node.images or ()):
+    if not privileged and node is not None and fingerprint in (node.images or ()):
         return
     await _ensure_image(context, wanted.node, fingerprint, privileged)
 
@@ -92,9 +92,9 @@ async def _ensure_image(context: Context, node: str, fingerprint: str, privilege
     path = f"/1.0/internal/images/{fingerprint}"
     spec = ImageSpec(fingerprint, image.layout, image.size, path, ticket)
     await context.command(node, EnsureImage(spec, privileged), generation=0)
-    images = context.resources.fleet.nodes[node].images
-    if images is not None and not privileged:
-        images.add(fingerprint)
+    live = context.resources.fleet.nodes.get(node)
+    if live is not None and live.images is not None and not privileged:
+        live.images.add(fingerprint)
 
 
 async def _create(context: Context) -> None:
@@ -105,7 +105,8 @@ async def _create(context: Context) -> None:
 
 async def _delete_created(context: Context) -> None:
     wanted = context.parameters(CreateParameters)
-    await context.command(wanted.node, DeleteContainer(wanted.spec.id, force=True), wanted.spec.generation)
+    if not context.refused:
+        await context.command(wanted.node, DeleteContainer(wanted.spec.id, force=True), wanted.spec.generation)
 
 
 async def _start_created(context: Context) -> None:
@@ -125,11 +126,13 @@ def _created(transaction: Transaction, operation: Operation) -> None:
 
 
 def creation_failed(transaction: Transaction, operation: Operation) -> None:
-    """The container stays as Error with the reason, until it is deleted or a new POST replaces it."""
+    """The container stays as Error with the reason, until it is deleted or a new POST replaces it; it holds nothing."""
     record = rows.rows.get(transaction.connection, operation.containers[0])
     reason = operation.error.text if operation.error else "unknown"
     if record is not None and record.operation == operation.id:
-        failed = msgspec.structs.replace(record, phase=Phase.FAILED, error=f"creation failed: {reason}")
+        failed = msgspec.structs.replace(
+            record, phase=Phase.FAILED, error=f"creation failed: {reason}", reserved_memory=0, reserved_disk=0
+        )
         rows.rows.replace(transaction, failed)
     rows.release(transaction, operation)
 
@@ -169,7 +172,8 @@ async def _rename(context: Context) -> None:
 
 async def _rename_back(context: Context) -> None:
     change = context.parameters(ChangeParameters)
-    await context.command(change.node, RenameContainer(change.new.id, change.old), change.old.generation)
+    if not context.refused:
+        await context.command(change.node, RenameContainer(change.new.id, change.old), change.old.generation)
 
 
 def _changed(transaction: Transaction, operation: Operation) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 from msgspec import Struct
 
+from common.errors import VzfleetError
 from common.messages import (
     ContainerSpec,
     CopyContainer,
@@ -19,6 +22,8 @@ from controller.operations.transfers import transfer
 from controller.records import Operation, Phase
 from controller.store import containers as rows
 from controller.store.db import Transaction
+
+log = logging.getLogger(__name__)
 
 
 class CopyParameters(Struct, frozen=True):
@@ -77,7 +82,18 @@ async def _copy(context: Context) -> None:
 
 async def _delete_copy(context: Context) -> None:
     wanted = context.parameters(CopyParameters)
-    await context.command(wanted.node, DeleteContainer(wanted.spec.id, force=True), wanted.spec.generation)
+    if not context.refused:
+        await context.command(wanted.node, DeleteContainer(wanted.spec.id, force=True), wanted.spec.generation)
+
+
+async def _clean(context: Context) -> dict[str, str] | None:
+    try:
+        await _let_go(context)
+    except VzfleetError as error:
+        # The copy is whole and works: it is not thrown away because its source is out of reach by now.
+        log.error("a copy's snapshot stayed behind", extra={"operation": context.operation.id, "reason": error.text})
+        return {"left_behind": error.text}
+    return None
 
 
 async def _start_copy(context: Context) -> None:
@@ -99,9 +115,10 @@ COPY = Kind(
         Step("hold", _hold, _let_go),
         Step("copy", _copy, _delete_copy),
         Step("start", _start_copy),
-        Step("let-go", _let_go),
+        Step("let-go", _clean),
     ),
     timeout=6 * 3600,
     succeeded=_copied,
     failed=creation_failed,
+    no_return=3,
 )

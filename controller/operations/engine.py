@@ -44,6 +44,12 @@ class _Running:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def show(self, operation: Operation) -> None:
+        """What callers see from now on."""
+        if self.cancelled.is_set() and not operation.status.final:
+            operation = msgspec.structs.replace(operation, status=Status.CANCELLING)
+        self.operation = operation
+
 
 class Engine:
     """Runs all operations of the controller."""
@@ -79,6 +85,10 @@ class Engine:
     async def resume(self) -> None:
         """Go on with all that had not ended when the controller did."""
         for operation in await self._store.read(rows.unfinished):
+            if operation.kind not in self._kinds:
+                log.error("an operation of an unknown kind is ended", extra={"operation": operation.id})
+                await self._give_up(operation)
+                continue
             log.info("operation resumed", extra={"operation": operation.id, "kind": operation.kind})
             self.start(operation)
 
@@ -128,20 +138,29 @@ class Engine:
             raise Conflict("the operation has ended already", field="operation")
         if not self.may_cancel(running.operation):
             raise Conflict("the operation is past the point where it can be cancelled", field="operation")
-        await self._store.write(lambda transaction: rows.mark_cancelling(transaction, operation))
+        # Heard before it is written: no step's record can then put another status over it.
         running.cancelled.set()
-        if not running.operation.status.final:
-            running.operation = msgspec.structs.replace(running.operation, status=Status.CANCELLING)
+        running.show(running.operation)
+        await self._store.write(lambda transaction: rows.mark_cancelling(transaction, operation))
+        if running.operation.status in (Status.SUCCESS, Status.FAILURE):
+            raise Conflict("the operation has ended already", field="operation")
 
     # ------------------------------------------------------------ one operation
 
     async def _run(self, running: _Running) -> None:
+        try:
+            await self._carry_out(running)
+        finally:
+            self._running.pop(running.operation.id, None)
+            running.ended.set()
+
+    async def _carry_out(self, running: _Running) -> None:
         kind = running.kind
         state = _state_of(running.operation)
         context = self._context(running)
         while (decision := machine.decide(kind.shape, state)).act is not Act.END:
             step = kind.steps[decision.step]
-            context.place = f"{step.name}/{decision.act}"
+            context.place, context.step = f"{step.name}/{decision.act}", decision.step
             self._reach(f"{kind.name}/{context.place}/begin")
             if decision.act is Act.DO:
                 state, output = await self._do(running, context, step, state)
@@ -154,8 +173,6 @@ class Engine:
             self._reach(f"{kind.name}/{context.place}/done")
         if not running.operation.status.final:
             await self._record(running, context, None, state, None, over=True)
-        self._running.pop(running.operation.id, None)
-        running.ended.set()
 
     async def _do(self, running: _Running, context: Context, step: Step, state: State) -> tuple[State, Any]:
         interruptible = machine.may_cancel(running.kind.shape, state)
@@ -168,28 +185,36 @@ class Engine:
             return machine.failed(state, Internal("a fault in the controller; its log says where")), None
 
     async def _interruptible(self, running: _Running, context: Context, step: Step, interruptible: bool) -> Any:
-        if interruptible and running.cancelled.is_set():
+        now = self._resources.clock.monotonic()
+        if not interruptible:
+            # What cannot be taken back gets its time, even when a restart came after the deadline.
+            context.deadline = max(context.deadline, now + UNDO_TIME)
+            return await step.do(context)
+        if running.cancelled.is_set():
             raise Cancelled("cancelled on request")
+        if now >= context.deadline:
+            raise DeadlinePassed("the operation's deadline has passed")
         task = asyncio.ensure_future(step.do(context))
         cancelled = asyncio.ensure_future(running.cancelled.wait())
-        remaining = max(0.0, context.deadline - self._resources.clock.monotonic())
         try:
-            waited = {task, cancelled} if interruptible else {task}
-            await asyncio.wait(waited, timeout=remaining if interruptible else None, return_when="FIRST_COMPLETED")
+            await asyncio.wait({task, cancelled}, timeout=context.deadline - now, return_when="FIRST_COMPLETED")
             if not task.done():
-                context.abandon()
-                await asyncio.wait({task}, timeout=ABANDON_TIME)
-            if task.done() and (not interruptible or task.exception() is None):
-                return task.result()
-            if running.cancelled.is_set():
-                raise Cancelled("cancelled on request")
-            if self._resources.clock.monotonic() >= context.deadline:
-                raise DeadlinePassed("the operation's deadline has passed")
+                await self._interrupt(running, context, task)
             return task.result()
         finally:
             for pending in (task, cancelled):
                 pending.cancel()
             await asyncio.gather(task, cancelled, return_exceptions=True)
+
+    async def _interrupt(self, running: _Running, context: Context, task: asyncio.Future[Any]) -> None:
+        """Have a step's commands given up. Raises why it was interrupted, unless it is done all the same."""
+        on_request = running.cancelled.is_set()
+        if context.underway:
+            context.abandon()
+            await asyncio.wait({task}, timeout=ABANDON_TIME)
+        if task.done() and task.exception() is None:
+            return
+        raise Cancelled("cancelled on request") if on_request else DeadlinePassed("the operation's deadline has passed")
 
     async def _undo(self, context: Context, step: Step, state: State, decision: Decision) -> State:
         if step.undo is None:
@@ -240,8 +265,9 @@ class Engine:
         try:
             await self._commit(write)
         except VzfleetError:
-            after = await self._give_up(after)
-        running.operation = context.operation = after
+            after = await self._give_up(before)
+        context.operation = after
+        running.show(after)
         for node, command in context.answered:
             self._acknowledge(node, [command])
         context.answered.clear()
@@ -259,13 +285,14 @@ class Engine:
     async def _give_up(self, operation: Operation) -> Operation:
         """End an operation whose rows cannot be written, by a fault of ours; its containers are free again."""
         fault = OperationError(Internal.code, "what it did could not be recorded; the controller's log says why")
+        now = timestamp(self._resources.clock.now())
         ended = msgspec.structs.replace(
-            operation, status=Status.FAILURE, error=operation.error or fault, ended_at=operation.updated_at
+            operation, status=Status.FAILURE, error=operation.error or fault, updated_at=now, ended_at=now
         )
 
         def write(transaction: Transaction) -> None:
             rows.rows.replace(transaction, ended)
-            containers.release(transaction, ended)
+            containers.give_up(transaction, ended)
 
         await self._commit(write)
         return ended
@@ -288,5 +315,4 @@ class Engine:
 
 
 def _state_of(operation: Operation) -> State:
-    status = Status.RUNNING if operation.status is Status.CANCELLING else operation.status
-    return State(status, operation.undoing, operation.position, operation.error)
+    return State(operation.status, operation.undoing, operation.position, operation.error)

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from common.clock import Clock
-from common.errors import Internal
-from common.messages import Arguments, Outcome, Progress, Result
+from common.errors import Conflict, Internal
+from common.messages import Arguments, DeleteContainer, Outcome, Progress, RenameContainer, Result
 from controller.fleet import Fleet
 from controller.operations.machine import Shape
 from controller.records import Image, Operation
@@ -74,7 +74,8 @@ class Resources:
 class Context:
     """One operation under way. `deadline` is on the monotonic clock.
 
-    `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node.
+    `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node; `place` and
+    `step` (an index) say which step it is at.
     """
 
     operation: Operation
@@ -83,6 +84,7 @@ class Context:
     report: ReportProgress
     progress: Callable[[Progress], None]
     place: str = ""
+    step: int = 0
     answered: list[tuple[str, str]] = field(default_factory=list)
     underway: dict[str, str] = field(default_factory=dict)
 
@@ -106,11 +108,20 @@ class Context:
             )
         finally:
             del self.underway[command]
-        self.answered.append((node, command))
+            # A failure is a result too, and one that comes late is acknowledged when it does.
+            self.answered.append((node, command))
         if result.outcome is None:
             raise Internal(f"node {node} answered {command} with neither outcome nor error")
+        if isinstance(arguments, DeleteContainer | RenameContainer):
+            self.resources.fleet.gone(node, arguments.container)
         self.resources.fleet.outcome(node, result.outcome, result.sampled_at)
         return result.outcome
+
+    @property
+    def refused(self) -> bool:
+        """Whether the step to be undone made nothing, since another thing stands in its place that is not ours."""
+        error = self.operation.error
+        return error is not None and error.code == Conflict.code and error.step == self.step
 
     def abandon(self) -> None:
         """Have the nodes give up what they do for this operation; the step then ends by itself."""

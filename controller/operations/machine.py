@@ -80,7 +80,7 @@ def done(state: State) -> State:
 
 def failed(state: State, error: VzfleetError) -> State:
     """The step at `position` failed or was interrupted: undo from it backwards. The first reason is kept."""
-    why = state.error or OperationError(error.code, error.text)
+    why = state.error or OperationError(error.code, error.text, state.position)
     status = Status.CANCELLING if isinstance(error, Cancelled) else _running(state)
     return replace(state, status=status, undoing=True, error=why)
 

@@ -60,7 +60,8 @@ async def _transfer(context: Context) -> None:
 
 async def _delete_there(context: Context) -> None:
     move = context.parameters(MoveParameters)
-    await context.command(move.node, DeleteContainer(move.new.id, force=True), move.new.generation)
+    if not context.refused:
+        await context.command(move.node, DeleteContainer(move.new.id, force=True), move.new.generation)
 
 
 async def _start_there(context: Context) -> None:

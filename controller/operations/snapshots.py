@@ -30,7 +30,8 @@ async def _take(context: Context) -> None:
 
 async def _remove(context: Context) -> None:
     wanted = context.parameters(SnapshotParameters)
-    await context.command(wanted.node, DeleteSnapshot(wanted.container, wanted.snapshot), wanted.generation)
+    if not context.refused:
+        await context.command(wanted.node, DeleteSnapshot(wanted.container, wanted.snapshot), wanted.generation)
 
 
 async def _stop(context: Context) -> None:

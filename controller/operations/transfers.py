@@ -7,6 +7,9 @@ import asyncio
 from common.messages import ContainerSpec, ReceiveContainer, SendContainer
 from controller.operations.kinds import Context
 
+END_TIME = 30.0
+"""Seconds that one end has to say how it ended when the other has failed; its node may be out of reach."""
+
 
 async def transfer(
     context: Context,
@@ -32,7 +35,7 @@ async def transfer(
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_EXCEPTION)
         # The other end hears at once when one has failed, and says how it ended.
         relay.close(context.operation.id)
-        await asyncio.wait(ends)
+        await asyncio.wait(ends, timeout=END_TIME)
     finally:
         relay.close(context.operation.id)
         for end in ends:

@@ -57,15 +57,16 @@ class Changes:
                 allowed=f"{live.record.hostname!r}; POST with a hostname renames",
             )
         check_config(body.config)
-        description = live.record.description if body.description is UNSET else check_description(body.description)
+        description = None if body.description is UNSET else check_description(body.description)
         self._require_whole(live.record)
         self._containers.nodes.require_reachable(live.record.node)
 
         def prepare(transaction: Transaction) -> Operation:
-            record = rows.require_idle(transaction, container)
+            record = rows.require_ready(transaction, container)
             check_match(record, expected)
             new = msgspec.structs.replace(spec_of(record), config=body.config)
-            return self._change(transaction, caller, "container.update", record, new, description)
+            text = record.description if description is None else description
+            return self._change(transaction, caller, "container.update", record, new, text)
 
         return await self._containers.operations.accept(prepare)
 
@@ -77,7 +78,7 @@ class Changes:
                 "nothing to be done", field="source", allowed="source (to create), or hostname, name, or node"
             )
         name = check_container_id(body.name, "name") if body.name is not None else container
-        hostname = check_hostname(body.hostname) if body.hostname is not None else live.record.hostname
+        hostname = check_hostname(body.hostname) if body.hostname is not None else None
         if body.node is not None and not body.migration:
             raise InvalidRequest("a move says migration: true", field="migration", allowed="true")
         if body.migration:
@@ -88,10 +89,12 @@ class Changes:
             self._require_stopped(container, "its id can be changed")
 
         def prepare(transaction: Transaction) -> Operation:
-            record = rows.require_idle(transaction, container)
+            record = rows.require_ready(transaction, container)
             if name != container:
                 self._containers.free_id(transaction, name)
-            new = msgspec.structs.replace(spec_of(record), id=name, hostname=hostname)
+                if self._containers.nodes.has_unmanaged(record.node, name):
+                    raise Conflict(f"an unmanaged container on node {record.node} has the id {name}", field="name")
+            new = msgspec.structs.replace(spec_of(record), id=name, hostname=hostname or record.hostname)
             return self._change(transaction, caller, "container.rename", record, new, record.description)
 
         return await self._containers.operations.accept(prepare)
@@ -127,7 +130,7 @@ class Changes:
         """Refuse limits that its node cannot hold; what it reserves already is its own."""
         settings = parse_config(new.config)
         reserved = rows.reserved_by_node(transaction)
-        for state in self._containers.nodes.states(reserved):
+        for state in self._containers.nodes.states(reserved, container=record.id):
             if state.name != record.node:
                 continue
             memory = (settings.memory_bytes(state.memory) or 0) - record.reserved_memory
@@ -155,9 +158,9 @@ class Changes:
     async def migrate(self, caller: Caller, id: str, body: CreateBody, source: MigrationSource) -> Operation:
         """Accept `source.type: migration`: an existing container moved to a node, or to another id."""
         check_container_id(id)
-        live = self._containers.get(check_container_id(source.source, "source.source"))
+        self._containers.get(check_container_id(source.source, "source.source"))
         check_config(body.config or {})
-        hostname = check_hostname(body.hostname) if body.hostname is not None else live.record.hostname
+        hostname = check_hostname(body.hostname) if body.hostname is not None else None
         description = check_description(body.description) if body.description is not None else None
         if body.start:
             raise InvalidRequest("a moved container runs when it ran before", field="start", allowed="false")
@@ -168,7 +171,7 @@ class Changes:
         caller: Caller,
         container: str,
         new_id: str,
-        hostname: str,
+        hostname: str | None,
         node: str | None,
         config: dict[str, str],
         description: str | None,
@@ -186,12 +189,13 @@ class Changes:
         running = self._is_running(container)
 
         def prepare(transaction: Transaction) -> Operation:
-            record = rows.require_idle(transaction, container)
+            record = rows.require_ready(transaction, container)
+            if record.node == target:
+                raise Conflict(f"container {container} is on node {target} already", field="node")
             if new_id != container:
                 self._containers.free_id(transaction, new_id)
-            return self._accept_move(
-                transaction, caller, record, new_id, hostname, target, config, description, running
-            )
+            name = hostname or record.hostname
+            return self._accept_move(transaction, caller, record, new_id, name, target, config, description, running)
 
         return await self._containers.operations.accept(prepare)
 
@@ -208,7 +212,7 @@ class Changes:
         running: bool,
     ) -> Operation:
         merged = {**record.config, **config}
-        chosen = self._containers.choose(transaction, wanted_of(parse_config(merged), target), hostname)
+        chosen = self._containers.choose(transaction, wanted_of(parse_config(merged), target), hostname, new_id)
         new = ContainerSpec(new_id, counters.advance(transaction, "generation"), hostname, record.hwaddr, merged)
         parameters = MoveParameters(
             old=spec_of(record),

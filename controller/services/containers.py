@@ -82,7 +82,7 @@ class Containers:
 
         def prepare(transaction: Transaction) -> Operation:
             wanted = wanted_of(parse_config(config), body.node, image.architecture if image else None)
-            chosen = self.choose(transaction, wanted, hostname)
+            chosen = self.choose(transaction, wanted, hostname, id)
             record = self.new_record(
                 transaction, id, chosen, hostname, description, config, image.requested if image else None
             )
@@ -136,9 +136,9 @@ class Containers:
         )
 
         def prepare(transaction: Transaction) -> Operation:
-            held = rows.require_idle(transaction, name)
+            held = rows.require_ready(transaction, name)
             wanted = wanted_of(parse_config(config), body.node, self._architecture(held.node))
-            chosen = self._choose_for_copy(transaction, wanted, hostname, held.node)
+            chosen = self._choose_for_copy(transaction, wanted, hostname, held.node, id)
             record = self.new_record(transaction, id, chosen, hostname, description, config, held.image)
             parameters = CopyParameters(
                 spec_of(record), record.node, spec_of(held), held.node, snapshot or None, body.start
@@ -167,13 +167,15 @@ class Containers:
             raise Conflict(f"container {name} is not whole: {live.record.phase}", field="source.source")
         return live
 
-    def _choose_for_copy(self, transaction: Transaction, wanted: Wanted, hostname: str, home: str) -> Placement:
+    def _choose_for_copy(
+        self, transaction: Transaction, wanted: Wanted, hostname: str, home: str, id: str
+    ) -> Placement:
         """The source's own node if it fits, since a copy there shares its blocks; else any."""
         if wanted.node is None:
-            at_home = self._place(transaction, msgspec.structs.replace(wanted, node=home), hostname)
+            at_home = self._place(transaction, msgspec.structs.replace(wanted, node=home), hostname, id)
             if at_home.node is not None:
                 return Placement(home, {**at_home.reasons, home: "the source is there"})
-        return self.choose(transaction, wanted, hostname)
+        return self.choose(transaction, wanted, hostname, id)
 
     def _architecture(self, node: str) -> str | None:
         live = self.fleet.nodes.get(node)
@@ -188,11 +190,13 @@ class Containers:
         if body.node is not None:
             self.nodes.require(body.node)
         wanted = wanted_of(parse_config(config), body.node, body.architecture)
-        return await self.store.read(lambda connection: self._place(Transaction(connection), wanted, body.hostname))
+        return await self.store.read(
+            lambda connection: self._place(Transaction(connection), wanted, body.hostname, None)
+        )
 
-    def choose(self, transaction: Transaction, wanted: Wanted, hostname: str | None) -> Placement:
-        """A node that fits. Raises NoPlacement with the reason of every node."""
-        chosen = self._place(transaction, wanted, hostname)
+    def choose(self, transaction: Transaction, wanted: Wanted, hostname: str | None, container: str) -> Placement:
+        """A node that fits for `container`. Raises NoPlacement with the reason of every node."""
+        chosen = self._place(transaction, wanted, hostname, container)
         if chosen.node is None:
             reasons = "; ".join(f"{node}: {reason}" for node, reason in chosen.reasons.items())
             raise NoPlacement(
@@ -200,9 +204,11 @@ class Containers:
             )
         return chosen
 
-    def _place(self, transaction: Transaction, wanted: Wanted, hostname: str | None) -> Placement:
+    def _place(
+        self, transaction: Transaction, wanted: Wanted, hostname: str | None, container: str | None
+    ) -> Placement:
         prefix = hostname_prefix(hostname) if hostname else None
-        states = self.nodes.states(rows.reserved_by_node(transaction), prefix)
+        states = self.nodes.states(rows.reserved_by_node(transaction), prefix, container)
         return placement.place(states, wanted, self.nodes.policy)
 
     def new_record(
@@ -227,7 +233,7 @@ class Containers:
             description=description,
             config=config,
             image=image,
-            hwaddr=hardware_address(),
+            hwaddr=_free_address(transaction),
             created_at=timestamp(self._clock.now()),
             phase=Phase.CREATING,
             reserved_memory=memory,
@@ -250,6 +256,12 @@ class Containers:
         """(memory, disk) in bytes that a configuration reserves on a node."""
         settings = parse_config(config)
         return settings.memory_bytes(self.nodes.memory_of(node)) or 0, settings.disk or 0
+
+
+def _free_address(transaction: Transaction) -> str:
+    while rows.has_address(transaction.connection, address := hardware_address()):
+        pass
+    return address
 
 
 def wanted_of(settings: Settings, node: str | None, architecture: str | None = None) -> Wanted:

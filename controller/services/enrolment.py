@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import msgspec
+
 from common.clock import Clock, timestamp
 from common.errors import Conflict, Forbidden, InvalidRequest
+from common.keys import check_public_key
 from common.names import check_node_name
 from controller.dispatch.dispatcher import Dispatcher
 from controller.join_tokens import JoinToken as TokenText
@@ -73,6 +76,7 @@ class Enrolment:
 
         Raises Forbidden for a token that is unknown, used or expired, InvalidRequest or Conflict for a name or key.
         """
+        check_public_key(body.public_key)
         node = await self._store.write(lambda transaction: self._use(transaction, body))
         self._dispatcher.enrol(node.name, node.public_key)
         return node.name
@@ -80,8 +84,12 @@ class Enrolment:
     def _use(self, transaction: Transaction, body: JoinBody) -> Node:
         now = timestamp(self._clock.now())
         token = rows.join_tokens.get(transaction.connection, hash_secret(body.secret))
-        if token is None or token.expires_at < now:
+        if token is None or token.expires_at < now or token.used_by not in (None, body.public_key):
             raise Forbidden("the join token is unknown, used or expired: ask for a new one", field="secret")
+        joined = rows.by_key(transaction.connection, body.public_key)
+        if token.used_by is not None and joined is not None:
+            # Its first answer was lost: the same host gets it again.
+            return joined
         if token.node is not None and body.node not in (None, token.node):
             raise InvalidRequest("the token is for another node", field="node", allowed=token.node)
         name = token.node or body.node
@@ -90,9 +98,9 @@ class Enrolment:
         check_node_name(name)
         if rows.rows.get(transaction.connection, name) is not None:
             raise Conflict(f"node {name} exists already", field="node")
-        if rows.by_key(transaction.connection, body.public_key) is not None:
+        if joined is not None:
             raise Conflict("a node with this key exists already", field="public_key")
-        rows.join_tokens.delete(transaction, token.hash)
+        rows.join_tokens.replace(transaction, msgspec.structs.replace(token, used_by=body.public_key))
         return rows.rows.insert(transaction, Node(name, body.public_key, now))
 
     async def remove(self, name: str) -> None:
@@ -100,7 +108,7 @@ class Enrolment:
         self._nodes.require(name, "name")
 
         def write(transaction: Transaction) -> None:
-            if rows.has_containers(transaction.connection, name):
+            if rows.is_used(transaction.connection, name):
                 raise Conflict(f"node {name} has containers: move or delete them first", field="name")
             rows.rows.delete(transaction, name)
 

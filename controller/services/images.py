@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from common.clock import Clock, timestamp
-from common.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
+from common.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable, VzfleetError
 from common.names import check_alias
 from controller.fleet import Fleet
 from controller.images.builders import Builder, find_builder
@@ -24,7 +24,7 @@ from controller.operations.kinds import ReportProgress
 from controller.records import Image
 from controller.services.requests import ImageSource
 from controller.store import images as rows
-from controller.store.db import Database
+from controller.store.db import Database, Transaction
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -64,6 +64,7 @@ class Images:
         self._builders = builders
         self._clock = clock
         self._building: dict[str, asyncio.Task[Image]] = {}
+        self._listeners: dict[str, list[ReportProgress]] = {}
         self._uploads: dict[str, StagedImage] = {}
         self._ticket_key = secrets.token_bytes(32)
 
@@ -127,12 +128,21 @@ class Images:
         made = next((image for image in self._fleet.images.values() if image.source == source), None)
         if made is not None:
             return made
+        listeners = self._listeners.setdefault(source, [])
         task = self._building.get(source)
         if task is None:
-            task = asyncio.ensure_future(self._build(source, properties, report))
+            task = asyncio.ensure_future(self._build(source, properties, lambda *far: _tell(listeners, *far)))
             self._building[source] = task
-            task.add_done_callback(lambda _: self._building.pop(source, None))
-        return await asyncio.shield(task)
+            task.add_done_callback(lambda _: self._forget_build(source))
+        listeners.append(report)
+        try:
+            # Who gives up waiting does not take the image away from the others.
+            return await asyncio.shield(task)
+        finally:
+            listeners.remove(report)
+
+    def _forget_build(self, source: str) -> None:
+        del self._building[source], self._listeners[source]
 
     async def _build(self, source: str, properties: dict[str, str], report: ReportProgress) -> Image:
         builder = find_builder(self._builders, properties)
@@ -184,15 +194,16 @@ class Images:
         filename: str,
     ) -> Image:
         fingerprint = staged.fingerprint or (await staged.finish())[0]
-        present = self._fleet.images.get(fingerprint)
-        if present is None:
-            await self._files.keep(staged)
-            now = timestamp(self._clock.now())
-            image = Image(fingerprint, layout, staged.size, properties, aliases, source, filename[:255], now)
-            return await self._store.write(lambda transaction: rows.rows.insert(transaction, image))
-        staged.discard()
-        merged = msgspec.structs.replace(present, aliases=(*present.aliases, *aliases), source=source or present.source)
-        return await self._store.write(lambda transaction: rows.rows.replace(transaction, merged))
+        # The same content may be there already, or be coming: its file is then replaced by itself.
+        await self._files.keep(staged)
+        now = timestamp(self._clock.now())
+        image = Image(fingerprint, layout, staged.size, properties, aliases, source, filename[:255], now)
+        try:
+            return await self._store.write(lambda transaction: _add(transaction, image))
+        except VzfleetError:
+            if fingerprint not in self._fleet.images:
+                self._files.delete(fingerprint)
+            raise
 
     async def forget(self, fingerprint: str) -> None:
         """Remove an image's row and file; absent is success."""
@@ -214,6 +225,26 @@ class Images:
         if fingerprint not in self._fleet.images:
             raise NotFound(f"image {fingerprint[:12]} not found")
         return self._files.path(fingerprint)
+
+
+def _tell(listeners: list[ReportProgress], stage: str, percent: int | None) -> None:
+    for listener in listeners:
+        listener(stage, percent)
+
+
+def _add(transaction: Transaction, image: Image) -> Image:
+    """Add an image, or its aliases and source to the one with the same content. Raises Conflict for an alias."""
+    present = None
+    for other in rows.rows.all(transaction.connection):
+        if other.fingerprint == image.fingerprint:
+            present = other
+        elif taken := set(other.aliases) & set(image.aliases):
+            raise Conflict(f"the alias {min(taken)!r} belongs to another image", field="alias")
+    if present is None:
+        return rows.rows.insert(transaction, image)
+    aliases = tuple(dict.fromkeys((*present.aliases, *image.aliases)))
+    source = image.source or present.source
+    return rows.rows.replace(transaction, msgspec.structs.replace(present, aliases=aliases, source=source))
 
 
 def _stored(image: Image, requested: dict[str, Any]) -> Resolved:

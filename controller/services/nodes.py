@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from common.clock import Clock, timestamp
 from common.errors import NotFound, Unavailable
-from common.messages import Hello, Inventory, Samples, StateChanged
+from common.messages import Hello, Inventory, NodeFacts, Samples, StateChanged
 from common.states import NodeStatus
-from controller.fleet import Fleet, LiveNode
+from controller.fleet import Fleet, LiveContainer, LiveNode
 from controller.placement import NodeState, Policy
 from controller.settings import ControllerSettings
 from controller.store import nodes as rows
@@ -52,18 +52,32 @@ class Nodes:
         node = self._fleet.nodes.get(name)
         return node.record.facts.memory if node is not None and node.record.facts is not None else 0
 
-    def states(self, reserved: Mapping[str, Reserved], prefix: str | None = None) -> list[NodeState]:
-        """What placement knows: facts, load, and the reservations that the caller read in its transaction."""
+    def states(
+        self, reserved: Mapping[str, Reserved], prefix: str | None = None, container: str | None = None
+    ) -> list[NodeState]:
+        """What placement of `container` must know: facts, load, the reservations that its transaction has read.
+
+        Runs in the store's thread while the fleet changes: everything is copied before it is looked through.
+        """
         return [
-            _placement_state(node, reserved.get(name, Reserved()), self._peers(node, prefix))
-            for name, node in self._fleet.nodes.items()
+            self._state(node, reserved.get(name, Reserved()), prefix, container)
+            for name, node in list(self._fleet.nodes.items())
         ]
 
-    def _peers(self, node: LiveNode, prefix: str | None) -> int:
-        if prefix is None or not self.policy.spread_by_hostname:
-            return 0
-        hostnames = (self._fleet.containers[container].record.hostname for container in node.containers)
-        return sum(1 for hostname in hostnames if hostname_prefix(hostname) == prefix)
+    def _state(self, node: LiveNode, reserved: Reserved, prefix: str | None, container: str | None) -> NodeState:
+        found = (self._fleet.containers.get(id) for id in list(node.containers))
+        others = [live for live in found if live is not None and live.record.id != container]
+        memory, disk = _used_without_limit(others)
+        counted = Reserved(reserved.memory + memory, reserved.disk + disk, reserved.containers)
+        peers = 0
+        if prefix is not None and self.policy.spread_by_hostname:
+            peers = sum(hostname_prefix(live.record.hostname) == prefix for live in others)
+        return _placement_state(node, counted, peers, taken=container in node.unclaimed)
+
+    def has_unmanaged(self, name: str, container: str) -> bool:
+        """Whether a container of nobody's has this id on the node."""
+        node = self._fleet.nodes.get(name)
+        return node is not None and container in node.unclaimed
 
     # ------------------------------------------------------------ what agents report (LinkListener)
 
@@ -73,11 +87,11 @@ class Nodes:
 
     async def inventory(self, node: str, inventory: Inventory) -> Mapping[str, int]:
         """Take over all that a node has; keep its facts when they changed."""
-        record = self.require(node).record
-        if record.facts != inventory.facts:
-            changed = msgspec.structs.replace(record, facts=inventory.facts)
-            await self._store.write(lambda transaction: rows.rows.replace(transaction, changed))
+        known = self.require(node).record.facts
+        # Before anything is waited for: what the node reports next is newer.
         self._fleet.inventory(node, inventory)
+        if known != inventory.facts:
+            await self._store.write(lambda transaction: _put_facts(transaction, node, inventory.facts))
         return self._fleet.generations(node)
 
     def samples(self, node: str, samples: Samples) -> None:
@@ -125,7 +139,10 @@ class Nodes:
     async def restore_figures(self) -> None:
         """Take the kept figures over; they count until the node reports again."""
         for name, (_, body) in (await self._store.read(rows.saved_samples)).items():
-            self._fleet.restore(name, body)
+            try:
+                self._fleet.restore(name, body)
+            except (msgspec.ValidationError, KeyError) as error:
+                log.warning("kept figures are of another version", extra={"node": name, "reason": str(error)})
 
 
 def hostname_prefix(hostname: str) -> str:
@@ -133,7 +150,27 @@ def hostname_prefix(hostname: str) -> str:
     return hostname.rstrip("0123456789").rstrip("-_.")
 
 
-def _placement_state(node: LiveNode, reserved: Reserved, peers: int) -> NodeState:
+def _put_facts(transaction: Transaction, name: str, facts: NodeFacts) -> None:
+    record = rows.rows.get(transaction.connection, name)
+    if record is not None:
+        rows.rows.replace(transaction, msgspec.structs.replace(record, facts=facts))
+
+
+def _used_without_limit(containers: Iterable[LiveContainer]) -> tuple[int, int]:
+    """(memory, disk) in bytes that containers without such a limit use, as far as it is known."""
+    memory = disk = 0
+    for live in containers:
+        record, sample = live.record, live.sample
+        if sample is None:
+            continue
+        if not record.reserved_memory:
+            memory += max(0, (sample.memory_usage or 0) - (sample.memory_reclaimable or 0))
+        if not record.reserved_disk:
+            disk += sample.disk_usage or 0
+    return memory, disk
+
+
+def _placement_state(node: LiveNode, reserved: Reserved, peers: int, taken: bool) -> NodeState:
     facts, sample = node.record.facts, node.sample
     known = node.status is NodeStatus.ONLINE and facts is not None
     return NodeState(
@@ -150,4 +187,5 @@ def _placement_state(node: LiveNode, reserved: Reserved, peers: int) -> NodeStat
         reserved_memory=reserved.memory,
         reserved_disk=reserved.disk,
         peers=peers,
+        taken=taken,
     )

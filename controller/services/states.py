@@ -43,7 +43,7 @@ class States:
         timeout = LONGEST_STOP if body.timeout < 0 else body.timeout
 
         def prepare(transaction: Transaction) -> Operation:
-            record = rows.require_idle(transaction, container)
+            record = rows.require_ready(transaction, container)
             parameters = StateParameters(container, record.node, record.generation, timeout, body.force)
             operation = self._containers.operations.draft(
                 caller,
@@ -101,7 +101,8 @@ class States:
         status = self._containers.fleet.status_of(self._containers.get(container)).status
 
         def prepare(transaction: Transaction) -> Operation:
-            record = rows.require_idle(transaction, container)
+            record = rows.require_ready(transaction, container)
+            _check_snapshot(transaction, container, name, exists=kind != "snapshot.create")
             running = status in (Status.RUNNING, Status.FROZEN)
             parameters = SnapshotParameters(container, record.node, record.generation, name, record.config, running)
             operation = self._containers.operations.draft(
@@ -126,6 +127,14 @@ class States:
             raise Conflict(f"container {container} is not whole: {live.record.error}", field="id")
         self._containers.nodes.require_reachable(live.record.node)
         return live
+
+
+def _check_snapshot(transaction: Transaction, container: str, name: str, exists: bool) -> None:
+    present = any(snapshot.name == name for snapshot in rows.all_snapshots(transaction.connection, container))
+    if exists and not present:
+        raise NotFound(f"container {container} has no snapshot {name[:64]}", field="name")
+    if present and not exists:
+        raise Conflict(f"container {container} has a snapshot {name} already", field="name")
 
 
 def _next_name(live: LiveContainer) -> str:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from common.errors import Busy, NotFound
-from controller.records import Container, Operation, Snapshot
+from common.errors import Busy, Conflict, NotFound
+from common.states import Status
+from controller.records import Container, Operation, Phase, Snapshot
 from controller.store import models
 from controller.store.db import Transaction
 from controller.store.rows import Rows
 
 rows = Rows(models.containers, Container, "id")
+UNFINISHED = tuple(int(status) for status in Status if not status.final)
 _snapshots = Rows(models.snapshots, Snapshot, "name")
 
 
@@ -43,6 +45,20 @@ def require_idle(transaction: Transaction, container: str) -> Container:
     return record
 
 
+def require_ready(transaction: Transaction, container: str) -> Container:
+    """The container, whole and with no operation at work on it. Raises NotFound, Busy or Conflict."""
+    record = require_idle(transaction, container)
+    if record.phase is not Phase.READY:
+        raise Conflict(f"container {container} is not whole: {record.error}", field="id")
+    return record
+
+
+def has_address(connection: Connection, hwaddr: str) -> bool:
+    """Whether a container has this hardware address."""
+    table = models.containers
+    return connection.execute(select(table.c.id).where(table.c.hwaddr == hwaddr)).first() is not None
+
+
 def release(transaction: Transaction, operation: Operation) -> None:
     """The operation works on its containers no more."""
     for container in operation.containers:
@@ -51,13 +67,44 @@ def release(transaction: Transaction, operation: Operation) -> None:
             rows.replace(transaction, msgspec.structs.replace(record, operation=None))
 
 
+def give_up(transaction: Transaction, operation: Operation) -> None:
+    """Free its containers when its own end could not be written; what it was creating is not whole."""
+    for container in operation.containers:
+        record = rows.get(transaction.connection, container)
+        if record is not None and record.operation == operation.id:
+            failed = record.phase is Phase.CREATING
+            freed = msgspec.structs.replace(
+                record,
+                operation=None,
+                phase=Phase.FAILED if failed else record.phase,
+                error=operation.error.text if failed and operation.error else record.error,
+            )
+            rows.replace(transaction, freed)
+
+
 def reserved_by_node(transaction: Transaction) -> dict[str, Reserved]:
-    """The sums that placement needs, in one statement."""
+    """The sums that placement needs. A container on the move counts on both of its nodes."""
     table = models.containers
     query = select(
         table.c.node, func.sum(table.c.reserved_memory), func.sum(table.c.reserved_disk), func.count()
     ).group_by(table.c.node)
-    return {node: Reserved(int(m), int(d), n) for node, m, d, n in transaction.connection.execute(query)}
+    found = {node: Reserved(int(m), int(d), n) for node, m, d, n in transaction.connection.execute(query)}
+    for node, (memory, disk) in _arriving(transaction.connection):
+        there = found.get(node, Reserved())
+        found[node] = Reserved(there.memory + memory, there.disk + disk, there.containers + 1)
+    return found
+
+
+def _arriving(connection: Connection) -> list[tuple[str, tuple[int, int]]]:
+    """The node that each container under way is moving to, and what it has reserved there."""
+    table, operations = models.containers, models.operations
+    query = (
+        select(operations.c.node, operations.c.parameters)
+        .join(table, table.c.operation == operations.c.id)
+        .where(operations.c.kind == "container.move", operations.c.node != table.c.node)
+        .where(operations.c.status.in_(UNFINISHED))
+    )
+    return [(node, tuple(parameters["reserved"])) for node, parameters in connection.execute(query)]
 
 
 def change_id(transaction: Transaction, old: str, record: Container) -> None:

@@ -30,6 +30,9 @@ T = TypeVar("T")
 MAX_BATCH = 256
 MAX_WAITING = 10_000
 READERS = 2
+PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)
+DISK_FULL = "53100"
+"""PostgreSQL's SQLSTATE."""
 
 
 @dataclass
@@ -147,8 +150,9 @@ class Database:
                     _run_job(connection, job, alone=len(batch) == 1)
             self.commits += 1
         except Exception as error:  # the commit failed, or the only job did: nobody is told a success
+            reason = _translate(error)
             for job in batch:
-                job.error = job.error or _translate(error)
+                job.error = job.error or reason
         self._call_loop(self._settle, batch)
 
     def _call_loop(self, function: Callable[..., object], *arguments: Any) -> None:
@@ -162,15 +166,13 @@ class Database:
 
     def _settle(self, batch: list[_Job]) -> None:
         changes = [change for job in batch if job.error is None for change in job.changes]
-        if changes:
-            self._on_commit(changes)
-        for job in batch:
-            if job.future.done():
-                continue
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
+        try:
+            if changes:
+                self._on_commit(changes)
+        finally:
+            # What is durable is so, whatever its listener makes of it.
+            for job in batch:
+                _answer(job)
 
 
 def _run_job(connection: Connection, job: _Job, alone: bool) -> None:
@@ -178,25 +180,39 @@ def _run_job(connection: Connection, job: _Job, alone: bool) -> None:
     if alone:
         job.result = job.work(transaction)
     else:
+        savepoint = connection.begin_nested()
         try:
-            with connection.begin_nested():
-                job.result = job.work(transaction)
-        except DBAPIError as error:
-            if isinstance(_translate(error), NoSpace):
-                raise
-            job.error = _translate(error)
+            job.result = job.work(transaction)
+            savepoint.commit()
         except Exception as error:
             job.error = _translate(error)
+            if isinstance(error, DBAPIError) and isinstance(job.error, NoSpace | Unavailable):
+                raise
+            # Fails when the database has rolled back the whole transaction by itself: then the batch fails, too.
+            savepoint.rollback()
     job.changes = transaction.changes
+
+
+def _answer(job: _Job) -> None:
+    if job.future.done():
+        return
+    if job.error is not None:
+        job.future.set_exception(job.error)
+    else:
+        job.future.set_result(job.result)
 
 
 def _translate(error: Exception) -> Exception:
     if isinstance(error, VzfleetError):
         return error
     cause = error.orig if isinstance(error, DBAPIError) else error
-    full = isinstance(cause, sqlite3.OperationalError) and "disk is full" in str(cause)
+    code = getattr(cause, "sqlite_errorcode", None) or 0
+    full = code & 0xFF == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == DISK_FULL
     if full or (isinstance(cause, OSError) and cause.errno == errno.ENOSPC):
         return NoSpace("the controller's disk is full")
+    if code & 0xFF in PASSING or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        log.error("the database cannot be used for now", exc_info=error)
+        return Unavailable(f"the database cannot be used for now: {cause}")
     log.error("a write failed", exc_info=error)
     return Internal("the store failed; the controller's log says why")
 

@@ -117,6 +117,7 @@ join_tokens = Table(
     Column("hash", String(64), primary_key=True),
     Column("node", String(63)),
     Column("expires_at", String(32), nullable=False),
+    Column("used_by", String(40)),
 )
 
 last_samples = Table(

@@ -40,7 +40,9 @@ def saved_samples(connection: Connection) -> dict[str, tuple[str, Any]]:
     return {row.node: (row.received_at, row.body) for row in connection.execute(select(table))}
 
 
-def has_containers(connection: Connection, node: str) -> bool:
-    """Whether any container belongs to the node."""
-    table = models.containers
-    return connection.execute(select(table.c.id).where(table.c.node == node).limit(1)).first() is not None
+def is_used(connection: Connection, node: str) -> bool:
+    """Whether any container belongs to the node, or is on its way there."""
+    containers, operations = models.containers, models.operations
+    owned = select(containers.c.id).where(containers.c.node == node)
+    coming = select(operations.c.id).where(operations.c.node == node, operations.c.ended_at.is_(None))
+    return any(connection.execute(query.limit(1)).first() is not None for query in (owned, coming))

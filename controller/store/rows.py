@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import Connection, Table, delete, insert, select, update
 from sqlalchemy.engine import Row
 
+from common.errors import NotFound
 from controller.records import Record
 from controller.store.db import Transaction
 
@@ -34,10 +35,12 @@ class Rows(Generic[R]):
         return record
 
     def replace(self, transaction: Transaction, record: R) -> R:
-        """Write a record over the one with the same key."""
+        """Write a record over the one with the same key. Raises NotFound when there is none (any more)."""
         key = self._key_of(record)
         values = msgspec.to_builtins(record)
-        transaction.connection.execute(update(self._table).where(self._table.c[self._key] == key).values(values))
+        statement = update(self._table).where(self._table.c[self._key] == key).values(values)
+        if transaction.connection.execute(statement).rowcount == 0:
+            raise NotFound(f"{self._record.__name__.lower()} {key} is gone")
         transaction.changed(self._record, key, record)
         return record
 

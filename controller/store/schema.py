@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
 
 from common.errors import Conflict
@@ -21,11 +21,15 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 def upgrade(url: str) -> None:
     """Bring the database to this version's schema; an SQLite file is copied beside itself before."""
     engine = make_engine(url, writer=True)
+    if engine.dialect.name == "sqlite":
+        # A table that is rebuilt is dropped, which would delete the rows of others that refer to it.
+        event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=OFF"))
     try:
         current, wanted = _revisions(engine)
         if current == wanted:
             return
         if current is not None:
+            _check_known(current, wanted)
             _copy_before_upgrade(url, current)
         configuration = Config()
         configuration.set_main_option("script_location", str(_MIGRATIONS))
@@ -46,9 +50,18 @@ def check(url: str) -> None:
     if current is None:
         raise Conflict("the database is empty: run 'python -m controller init' first")
     if current != wanted:
+        _check_known(current, wanted)
         raise Conflict(
-            f"the database is at schema {current}, this version needs {wanted}: run 'python -m controller upgrade-db', "
-            "or the version of vzfleet that wrote it"
+            f"the database is at schema {current}, this version needs {wanted}: run 'python -m controller upgrade-db'"
+        )
+
+
+def _check_known(current: str, wanted: str | None) -> None:
+    known = {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
+    if current not in known:
+        raise Conflict(
+            f"the database is at schema {current}, of which this version (schema {wanted}) knows nothing: "
+            "run the version of vzfleet that wrote it, or a newer one"
         )
 
 

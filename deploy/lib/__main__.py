@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from deploy.lib import arguments, down, state, up
+from deploy.lib import addresses, arguments, down, fleet, packages, plan, state, up
 from deploy.lib.arguments import Options
 from deploy.lib.console import DeployError, say
 from deploy.lib.state import Settings, State
@@ -20,7 +20,7 @@ def main() -> int:
             raise DeployError("deploy/quickstart sets up containers, bridges and pools: run it as root")
         place = State(options.state)
         return _down(place, options) if options.down else _up(place, options)
-    except DeployError as error:
+    except (DeployError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -29,23 +29,30 @@ def main() -> int:
 
 
 def _up(place: State, options: Options) -> int:
+    state.check(place)
+    settings = _decide(place, options)
     state.prepare(place)
     with state.alone(place):
-        before = state.load(place)
-        only_agent = options.join is not None or (before is not None and before.port == 0)
-        if only_agent:
-            text = up.agent_here(place, _agent_only(place, before), options.join)
+        state.save(place, settings)
+        if settings.port == 0:
+            text = up.agent_here(place, settings, options.join)
         else:
-            text = up.fleet_here(place, before, options)
+            text = up.fleet_here(place, settings, options.demo)
     say("ready")
     print(text, flush=True)
     return 0
 
 
-def _agent_only(place: State, before: Settings | None) -> Settings | None:
-    if before is not None and before.port != 0:
-        raise DeployError(f"{place.root} holds a controller: give another directory by --state to --join")
-    return before
+def _decide(place: State, options: Options) -> Settings:
+    packages.install(["iproute2"])  # to see which networks are free
+    before = state.load(place)
+    if options.join is not None:
+        if before is not None and before.port == 0 and not any(fleet.joined(place, node) for node in before.nodes):
+            before = None  # an earlier token was refused; this one may be for another name
+        return plan.decide_agent(before, options.join, addresses.used())
+    if before is not None and before.port == 0 and not (options.nodes or options.port or options.agent_port):
+        return before
+    return plan.decide(place, before, options, addresses.used())
 
 
 def _down(place: State, options: Options) -> int:

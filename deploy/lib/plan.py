@@ -34,11 +34,16 @@ def decide(state: State, before: Settings | None, options: Options, used: list[i
     return _with_nodes(state, settings, options, used)
 
 
-def decide_agent(token: str, used: list[ipaddress.IPv4Network]) -> Settings:
+def decide_agent(before: Settings | None, token: str, used: list[ipaddress.IPv4Network]) -> Settings:
     """The settings of a machine with just an agent, which has the name that the join token gives, else the host's.
 
+    What has joined before stays as it is.
     Raises DeployError when the token is none, or the name cannot name a node.
     """
+    if before is not None:
+        if before.port != 0:
+            raise DeployError("this directory holds a controller: give --join another one by --state")
+        return before
     name = tokens.decode(token).get("node") or socket.gethostname().partition(".")[0].lower()
     if not _NODE_NAME.fullmatch(str(name)):
         raise DeployError(f"{name!r} cannot name a node: {NODE_NAME_RULE}")

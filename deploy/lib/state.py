@@ -103,17 +103,23 @@ class State:
         return [*made, self.env_file, self.settings_file]
 
 
-def prepare(state: State) -> None:
-    """Make the state directory, or give one of our own search permission, which containers' mapped roots need.
+def check(state: State) -> None:
+    """Look whether the state directory can be used, before anything is changed.
 
-    Raises DeployError where a directory above bars the way, or where the directory is used for something else.
+    Raises DeployError where a directory above bars containers' mapped roots, or where it holds something else.
     """
     for above in reversed(state.root.parents):
         if above.exists():
             _check_passable(above)
+    if state.root.exists() and not state.root.is_dir():
+        raise DeployError(f"{state.root} is not a directory")
     own = not state.root.exists() or state.settings_file.exists() or not any(state.root.iterdir())
     if not own:
         raise DeployError(f"{state.root} holds files of something else: give an empty or a new directory by --state")
+
+
+def prepare(state: State) -> None:
+    """Make the state directory; one of our own that bars containers' mapped roots is given search permission."""
     _make_passable(state.root)
     for directory in (state.root / "agents", state.run):
         _make_passable(directory)

@@ -5,30 +5,27 @@ from __future__ import annotations
 import shutil
 import sys
 
-from deploy.lib import addresses, demo, fabric, fleet, hints, lxcfs, packages, plan, services, state, units, virtualenv
-from deploy.lib.arguments import Options
-from deploy.lib.console import say
+from deploy.lib import demo, fabric, fleet, hints, lxcfs, packages, services, units, virtualenv
+from deploy.lib.console import DeployError, say
 from deploy.lib.services import Service, Supervisor
 from deploy.lib.state import Settings, State
 
 
-def fleet_here(place: State, before: Settings | None, options: Options) -> str:
+def fleet_here(place: State, settings: Settings, with_demo: bool) -> str:
     """A controller, its agents and the first container on this machine; returns what to show."""
-    settings = plan.decide(place, before, options, addresses.used())
-    state.save(place, settings)
     supervisor = _prepare(place, settings, "controller")
     api = fleet.start_controller(place, settings, supervisor)
     fleet.start_agents(place, settings, supervisor, api)
-    return hints.for_fleet(place, settings, demo.up(api) if options.demo else None)
+    return hints.for_fleet(place, settings, demo.up(api) if with_demo else None)
 
 
-def agent_here(place: State, before: Settings | None, token: str | None) -> str:
+def agent_here(place: State, settings: Settings, token: str | None) -> str:
     """Just an agent, joined to the controller of another machine by `token` on the first run."""
-    settings = before or plan.decide_agent(token or "", addresses.used())
-    state.save(place, settings)
     supervisor = _prepare(place, settings, "")
     for node in settings.nodes:
-        if token and not fleet.joined(place, node):
+        if not fleet.joined(place, node):
+            if token is None:
+                raise DeployError(f"{node.name} has not joined: give the token by --join TOKEN")
             say(f"joining the controller as {node.name}")
             fleet.join(place, node, token, len(settings.nodes))
         fleet.start_agent(place, node, supervisor)

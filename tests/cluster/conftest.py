@@ -9,9 +9,12 @@ import pytest_asyncio
 
 from tests.helpers.cluster import Cluster, cluster
 
+PATIENCE = 8.0
+"""Seconds without a heartbeat after which a node is Offline: a busy machine must not look like a dead node."""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """A running controller with node1 and node2. Tests that use it have loop_scope "module"."""
-    async with cluster(tmp_path_factory.mktemp("fleet"), nodes=2) as made:
+    async with cluster(tmp_path_factory.mktemp("fleet"), nodes=2, heartbeat_timeout=PATIENCE) as made:
         yield made

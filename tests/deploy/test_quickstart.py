@@ -198,5 +198,6 @@ def test_refusals_leave_nothing(place: State, machine: Machine) -> None:
     finally:
         shutil.rmtree(closed)
     assert run("--state", str(place.root), "--join", "nonsense", check=False).returncode == 1
+    assert run("--state", str(place.root), "--port", "8444", check=False).returncode == 1
+    assert not place.root.exists()
     assert "nothing is set up" in run("--state", str(place.root / "absent"), "--down", "--purge").stdout
-    place.root.rmdir() if place.root.exists() and not any(place.root.iterdir()) else None

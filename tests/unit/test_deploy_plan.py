@@ -89,20 +89,27 @@ def token(**fields: object) -> str:
 
 
 def test_a_joining_host_is_named_by_the_token_else_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [node.name for node in plan.decide_agent(token(node="web2"), []).nodes] == ["web2"]
+    assert [node.name for node in plan.decide_agent(None, token(node="web2"), []).nodes] == ["web2"]
     monkeypatch.setattr("socket.gethostname", lambda: "Host7.example.org")
-    named_by_host = plan.decide_agent(token(node=None), [])
+    named_by_host = plan.decide_agent(None, token(node=None), [])
     assert [node.name for node in named_by_host.nodes] == ["host7"]
     assert named_by_host.port == 0
-    assert named_by_host.nodes[0].subnet != plan.decide_agent(token(node="web2"), []).nodes[0].subnet
+    assert named_by_host.nodes[0].subnet != plan.decide_agent(None, token(node="web2"), []).nodes[0].subnet
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "e30", "W10", "\n", "é", token(node="../x"), token(node="-x")])
 def test_what_is_no_join_token_is_refused(text: str) -> None:
     with pytest.raises(DeployError, match=r"no join token|cannot name a node"):
-        plan.decide_agent(text, [])
+        plan.decide_agent(None, text, [])
+
+
+def test_a_host_that_has_joined_keeps_what_it_is() -> None:
+    joined = plan.decide_agent(None, token(node="web2"), [])
+    assert plan.decide_agent(joined, "nonsense", []) == joined
+    with pytest.raises(DeployError, match="holds a controller"):
+        plan.decide_agent(decide(), token(node="web2"), [])
 
 
 def test_an_agent_host_cannot_become_a_controller() -> None:
     with pytest.raises(DeployError, match="holds just an agent"):
-        decide(before=plan.decide_agent(token(node="web2"), []))
+        decide(before=plan.decide_agent(None, token(node="web2"), []))

@@ -6,16 +6,22 @@ from pathlib import Path
 import pytest
 
 from deploy.lib.console import DeployError
-from deploy.lib.state import Node, Settings, State, alone, load, prepare, save, write
+from deploy.lib.state import Node, Settings, State, alone, check, load, prepare, save, write
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def use(state: State) -> None:
+    """What a run does."""
+    check(state)
+    prepare(state)
+
+
 def test_a_new_directory_can_be_passed_through(passable_path: Path) -> None:
     state = State(passable_path / "new" / "fleet")
-    prepare(state)
+    use(state)
     assert mode(state.root) == 0o711
     assert mode(passable_path / "new") == 0o711
     assert mode(state.root / "agents") == 0o711
@@ -24,16 +30,16 @@ def test_a_new_directory_can_be_passed_through(passable_path: Path) -> None:
 def test_an_empty_directory_of_mode_700_is_taken_and_opened(passable_path: Path) -> None:
     state = State(passable_path / "fleet")
     state.root.mkdir(mode=0o700)
-    prepare(state)
+    use(state)
     assert mode(state.root) == 0o701
 
 
 def test_our_own_directory_is_opened_again(passable_path: Path) -> None:
     state = State(passable_path / "fleet")
-    prepare(state)
+    use(state)
     save(state, Settings(port=1, agent_port=2))
     state.root.chmod(0o700)
-    prepare(state)
+    use(state)
     assert mode(state.root) == 0o701
 
 
@@ -41,7 +47,7 @@ def test_a_closed_directory_above_is_refused_with_the_reason(passable_path: Path
     closed = passable_path / "closed"
     closed.mkdir(mode=0o700)
     with pytest.raises(DeployError, match=r"closed has mode 700.*chmod o\+x"):
-        prepare(State(closed / "fleet"))
+        use(State(closed / "fleet"))
     assert mode(closed) == 0o700
     assert not (closed / "fleet").exists()
 
@@ -51,7 +57,7 @@ def test_a_directory_with_other_files_is_refused_and_left_as_it_was(passable_pat
     foreign.mkdir(mode=0o700)
     (foreign / "letter").write_text("mine")
     with pytest.raises(DeployError, match="holds files of something else"):
-        prepare(State(foreign))
+        use(State(foreign))
     assert mode(foreign) == 0o700
     assert [path.name for path in foreign.iterdir()] == ["letter"]
 
@@ -59,7 +65,7 @@ def test_a_directory_with_other_files_is_refused_and_left_as_it_was(passable_pat
 def test_a_file_in_the_way_is_refused(passable_path: Path) -> None:
     (passable_path / "file").write_text("")
     with pytest.raises(DeployError, match="is not a directory"):
-        prepare(State(passable_path / "file" / "fleet"))
+        use(State(passable_path / "file" / "fleet"))
 
 
 def test_settings_are_read_back(passable_path: Path) -> None:

@@ -57,7 +57,7 @@ async def pack(directory: Path, ids: IdMap | None) -> AsyncIterator[bytes]:
     pipes = {"stdin": asyncio.subprocess.DEVNULL, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
     program = (*_CREATE, "--file=-", ".")
     async with _sandboxed(ids, directory, "ro", _UNLIMITED, program, **pipes) as process:
-        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018 -- pipes, as asked for
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101 -- pipes, as asked for
         errors = asyncio.ensure_future(_tail(process.stderr))
         try:
             while data := await process.stdout.read(CHUNK):
@@ -71,7 +71,7 @@ async def unpack_stream(directory: Path, ids: IdMap | None, stream: AsyncIterato
     """Unpack what `pack` gave. Raises DriverFailed, NoSpace."""
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.PIPE}
     async with _sandboxed(ids, directory, "rw", _UNLIMITED, (*_EXTRACT, "--file=-"), **pipes) as process:
-        assert process.stdin is not None and process.stderr is not None  # noqa: S101, PT018 -- pipes, as asked for
+        assert process.stdin is not None and process.stderr is not None  # noqa: S101 -- pipes, as asked for
         errors = asyncio.ensure_future(_tail(process.stderr))
         try:
             try:
@@ -96,7 +96,7 @@ async def unpack_image(directory: Path, ids: IdMap, archive: BinaryIO, bounds: B
     program = (*_EXTRACT, *compression, "--anchored", *_DEVICES, "--verbose", "--file=-")
     pipes = {"stdin": archive, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
     async with _sandboxed(ids, directory, "rw", bounds.file_size, program, **pipes) as process:
-        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018 -- pipes, as asked for
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101 -- pipes, as asked for
         errors = asyncio.ensure_future(_tail(process.stderr))
         try:
             left = bounds.entries

@@ -69,10 +69,10 @@ def halt_signal(root: Path) -> str:
     finally:
         os.close(top)
     try:
-        program = os.readlink(f"/proc/self/fd/{init}")
+        program = Path(f"/proc/self/fd/{init}").readlink()
     finally:
         os.close(init)
-    return SIGRTMIN_3 if Path(program).name == "systemd" else SIGPWR
+    return SIGRTMIN_3 if program.name == "systemd" else SIGPWR
 
 
 def set_hostname(root: Path, hostname: str, owner: int) -> None:

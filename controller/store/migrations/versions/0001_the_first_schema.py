@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.Column("node", sa.String(length=63), nullable=True),
         sa.Column("expires_at", sa.String(length=32), nullable=False),
+        sa.Column("used_by", sa.String(length=40), nullable=True),
         sa.PrimaryKeyConstraint("hash"),
     )
     op.create_table(
