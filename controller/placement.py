@@ -10,6 +10,8 @@ from msgspec import Struct
 from common.states import NodeStatus
 from common.units import format_size
 
+REACHABLE = (NodeStatus.ONLINE, NodeStatus.SUSPECT)
+
 
 class NodeState(Struct, frozen=True):
     """What placement knows of a node. Bytes; `peers` counts containers there with the same hostname prefix.
@@ -83,7 +85,7 @@ def place(nodes: list[NodeState], wanted: Wanted, policy: Policy) -> Placement:
 def _refusal(node: NodeState, wanted: Wanted, policy: Policy) -> str | None:
     if wanted.node is not None and node.name != wanted.node:
         return f"the request names node {wanted.node}"
-    if node.status is not NodeStatus.ONLINE:
+    if node.status not in REACHABLE:
         return f"the node is {node.status}"
     if node.taken:
         return "an unmanaged container has that id there"
@@ -128,12 +130,15 @@ def _free_share(node: NodeState) -> float:
 
 
 def _rank(node: NodeState, policy: Policy) -> tuple[float, ...]:
+    doubtful = float(node.status is not NodeStatus.ONLINE)
     peers = float(node.peers) if policy.spread_by_hostname else 0.0
     # Coarse steps of a tenth, so that small differences of use do not outweigh the number of containers.
-    return (peers, -round(_free_share(node), 1), float(node.containers), -_free_share(node))
+    return (doubtful, peers, -round(_free_share(node), 1), float(node.containers), -_free_share(node))
 
 
 def _comparison(chosen: NodeState, other: NodeState, policy: Policy) -> str:
+    if chosen.status is not other.status:
+        return f"the node is {other.status}"
     if policy.spread_by_hostname and other.peers > chosen.peers:
         return f"{other.peers} containers of the same hostname prefix against {chosen.peers}"
     if round(_free_share(chosen), 1) != round(_free_share(other), 1):

@@ -72,8 +72,9 @@ class ContainerV2(ContainerCgroup):
         write_text(self._directory / "pids.max", "max" if limit is None else str(limit))
 
     def set_cpus(self, cpus: list[int] | None) -> None:
-        # An empty line takes the pinning away; an empty write would be none at all.
-        write_text(self._directory / "cpuset.cpus", "\n" if cpus is None else format_cpus(cpus))
+        # A cpuset with processes cannot be emptied again (ENOSPC, Linux 6.1): it gets all that its parent has.
+        allowed = read_text(self._directory.parent / "cpuset.cpus.effective") or ""
+        write_text(self._directory / "cpuset.cpus", allowed.strip() if cpus is None else format_cpus(cpus))
 
     def set_allowance(self, allowance: Allowance | None) -> None:
         write_text(self._directory / "cpu.weight", str(weight(allowance)))

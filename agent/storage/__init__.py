@@ -13,7 +13,17 @@ from common.errors import DriverFailed
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Storage", "open_storage"]
+__all__ = ["Storage", "all_storages", "open_storage"]
+
+
+def all_storages(config: AgentConfig) -> tuple[Storage, Storage]:
+    """Both storages that a node with these settings may have had, for taking them down; not opened."""
+    pool = BtrfsStorage(config.pool or config.state / "pool", None if config.pool is not None else _loop(config))
+    return pool, DirStorage(config.state / "volumes")
+
+
+def _loop(config: AgentConfig) -> LoopPool:
+    return LoopPool(config.state / "pool.img", config.state / "pool", config.pool_size)
 
 
 async def open_storage(config: AgentConfig) -> Storage:
@@ -21,9 +31,8 @@ async def open_storage(config: AgentConfig) -> Storage:
 
     A node that has begun with one keeps it. Raises DriverFailed when the storage asked for cannot be used.
     """
-    loop = LoopPool(config.state / "pool.img", config.state / "pool", config.pool_size)
-    directories = DirStorage(config.state / "volumes")
-    pool = BtrfsStorage(config.pool or config.state / "pool", None if config.pool is not None else loop)
+    loop = _loop(config)
+    pool, directories = all_storages(config)
     chosen: Storage = directories if config.storage == "dir" else pool
     if config.storage == "auto" and config.pool is None and not loop.exists and directories.root.exists():
         chosen = directories

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.storage import btrfs_ioctl as btrfs
 from agent.storage.loop import LoopPool
-from agent.storage.volumes import VolumeTree, make_directory, remove_if_empty, translated
+from agent.storage.volumes import VolumeTree, make_directory, translated
 
 log = logging.getLogger(__name__)
 _SYSFS = Path("/sys/fs/btrfs")
@@ -70,7 +70,6 @@ class BtrfsStorage(VolumeTree):
     def _purge(self) -> None:
         self._prepare()
         self._remove_all()
-        remove_if_empty(self.root)
 
     def _make(self, path: Path) -> None:
         btrfs.create_subvolume(path)
@@ -79,7 +78,7 @@ class BtrfsStorage(VolumeTree):
         btrfs.delete_subvolume(path)
 
     async def clone(self, source: str) -> Path:
-        return await asyncio.to_thread(self._clone, self.path(source))
+        return await self._staged(self._clone, self.path(source))
 
     def _clone(self, source: Path) -> Path:
         staging = self._staging / os.urandom(8).hex()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from common.process import run
 
 TIMEOUT = 120.0
 _OPTIONS = "loop,noatime"
+_RELEASE_TIMEOUT = 10.0
+_PAUSE = 0.02
 
 
 class LoopPool:
@@ -54,6 +57,14 @@ class LoopPool:
         """Unmount it. Raises DriverFailed with the reason when it is in use."""
         if self._point.is_mount():
             await run(["umount", "--", str(self._point)], timeout=TIMEOUT)
+        # The loop device goes with the last of the mounts, those in ending containers' namespaces too.
+        async with asyncio.timeout(_RELEASE_TIMEOUT):
+            while await asyncio.to_thread(self._attached):  # noqa: ASYNC110 -- the kernel tells nobody
+                await asyncio.sleep(_PAUSE)
+
+    def _attached(self) -> bool:
+        files = Path("/sys/block").glob("loop*/loop/backing_file")
+        return any(_text(file) == str(self._image.resolve()) for file in files)
 
     def remove(self) -> None:
         """Remove the unmounted file and its mount point."""
@@ -62,3 +73,10 @@ class LoopPool:
         self._image.unlink(missing_ok=True)
         if self._point.exists():
             remove_if_empty(self._point)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="surrogateescape").rstrip("\n")
+    except OSError:
+        return ""  # it went meanwhile

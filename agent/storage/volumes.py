@@ -41,7 +41,18 @@ class VolumeTree(Storage):
         return self.root / volume
 
     async def create(self) -> Path:
-        return await asyncio.to_thread(self._new_staging)
+        return await self._staged(self._new_staging)
+
+    async def _staged(self, work: Callable[..., Path], *arguments: object) -> Path:
+        """Run work that makes a staging volume in a thread; when the caller is cancelled it is removed again."""
+        task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if task.exception() is None:
+                await finished(self._discard, task.result())
+            raise
 
     def _new_staging(self) -> Path:
         staging = self._staging / secrets.token_hex(8)

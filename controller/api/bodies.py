@@ -61,7 +61,7 @@ def _explain(message: str, kind: Any, plain: Any) -> InvalidRequest:
         name = _join(field, wrong)
         return InvalidRequest(f"{name}: invalid key: {text[:300]}", field=name, allowed=_words(key_kind))
     if named := _NAMED.fullmatch(text):
-        name = _join(field, named["name"])
+        name = _join(field, named["name"]) or "body"
         if named["what"] == "contains unknown":
             return InvalidRequest(f"unknown field {name!r}", field=name, allowed=_fields_of(_member(found, value)))
         allowed = _words(_field_kind(found, value, named["name"]))

@@ -172,10 +172,9 @@ def _used_without_limit(containers: Iterable[LiveContainer]) -> tuple[int, int]:
 
 def _placement_state(node: LiveNode, reserved: Reserved, peers: int, taken: bool) -> NodeState:
     facts, sample = node.record.facts, node.sample
-    known = node.status is NodeStatus.ONLINE and facts is not None
     return NodeState(
         name=node.record.name,
-        status=node.status if known else NodeStatus.OFFLINE,
+        status=node.status if facts is not None else NodeStatus.OFFLINE,
         architecture=facts.architecture if facts else "",
         cpus=facts.cpus if facts else 0,
         memory=facts.memory if facts else 0,

@@ -10,7 +10,7 @@ from deploy.lib.console import say, wait_until
 
 ID = "demo"
 PATH = f"/1.0/vz/{ID}"
-RUNNING = 103
+RUNNING, ERROR = 103, 112
 ADDRESS_TIMEOUT = 20.0
 REQUEST = {
     "hostname": "demo",
@@ -24,7 +24,8 @@ def up(api: Api) -> str:
 
     The address comes by DHCP a moment after the start; it is waited for up to 20 s.
     """
-    if api.find(PATH) is None:
+    container = api.find(PATH)
+    if container is None or _creation_failed(container):
         say(f"creating container {ID} from the busybox image")
         api.send("POST", PATH, REQUEST)
     if api.get(PATH)["status"]["status_code"] != RUNNING:
@@ -32,6 +33,12 @@ def up(api: Api) -> str:
         api.send("PUT", f"{PATH}/state", {"action": "start"})
     wait_until(lambda: _address(api.get(PATH)) is not None, ADDRESS_TIMEOUT)
     return json.dumps(api.get(PATH), indent=4)
+
+
+def _creation_failed(container: dict[str, Any]) -> bool:
+    """Whether it is an Error of its own, not of its node's; a new POST replaces it then."""
+    status = container["status"]
+    return status["status_code"] == ERROR and "last_status" not in status
 
 
 def _address(container: dict[str, Any]) -> str | None:

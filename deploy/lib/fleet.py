@@ -74,8 +74,10 @@ def start_agents(state: State, settings: Settings, supervisor: Supervisor, api: 
             join(state, node, token, len(settings.nodes))
     for node in settings.nodes:
         start_agent(state, node, supervisor)
-    say(f"waiting for {', '.join(node.name for node in settings.nodes)}")
-    for node in settings.nodes:
+    waiting = [node for node in settings.nodes if not _online(api, node)]
+    if waiting:
+        say(f"waiting for {', '.join(node.name for node in waiting)}")
+    for node in waiting:
         _wait_for(supervisor, services.agent(state, node), partial(_online, api, node), ONLINE_TIMEOUT)
 
 

@@ -33,7 +33,7 @@ def up() -> None:
 
 
 def down() -> None:
-    """End lxcfs if a quickstart on this machine started it and no process sees its files any more."""
+    """End lxcfs if a quickstart on this machine started it and nobody needs it any more."""
     if processes.running(PID_FILE, str(MOUNT_POINT)) is None or _in_use():
         return
     say("stopping lxcfs")
@@ -61,8 +61,16 @@ def _mounted() -> bool:
 
 
 def _in_use() -> bool:
-    """Whether any process, of a container, sees files of lxcfs elsewhere than where it is mounted on the host."""
-    return any(_mount_points(process) - {str(MOUNT_POINT)} for process in Path("/proc").glob("[0-9]*"))
+    """Whether an agent runs here, or any process, of a container, sees lxcfs elsewhere than where it is mounted."""
+    found = Path("/proc").glob("[0-9]*")
+    return any(_mount_points(process) - {str(MOUNT_POINT)} or _is_agent(process) for process in found)
+
+
+def _is_agent(process: Path) -> bool:
+    try:
+        return b"-m\0agent\0run\0" in (process / "cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
 
 
 def _mount_points(process: Path) -> set[str]:

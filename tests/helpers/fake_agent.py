@@ -132,10 +132,12 @@ class FakeAgent:
         assert self._socket is not None
         await self._socket.send_multipart(frames)
 
-    async def receive(self, timeout: float = 5.0) -> ControllerMessage:
-        """The next message. Raises TimeoutError."""
+    async def receive(self, timeout: float | None = 5.0) -> ControllerMessage:
+        """The next message. Raises TimeoutError; None waits for ever."""
         assert self._socket is not None
-        frames = await asyncio.wait_for(self._socket.recv_multipart(), timeout)
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with a message.
+        async with asyncio.timeout(timeout):
+            frames = await self._socket.recv_multipart()
         assert len(frames) == 1
         return decode_from_controller(frames[0])
 
@@ -202,7 +204,7 @@ class FakeAgent:
 
     async def _answer_always(self) -> None:
         while True:
-            await self._answer(await self.receive(timeout=3600))
+            await self._answer(await self.receive(timeout=None))
 
     async def _answer(self, message: ControllerMessage) -> None:
         match message:

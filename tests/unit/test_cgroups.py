@@ -163,6 +163,7 @@ def test_figures_of_version_2(tmp_path: Path) -> None:
 def test_limits_of_version_2(tmp_path: Path) -> None:
     names = ("memory.max", "memory.swap.max", "pids.max", "cpuset.cpus", "cpu.weight", "cpu.max")
     container, directory = version_2(tmp_path, dict.fromkeys(names, ""))
+    (tmp_path / "n/cpuset.cpus.effective").write_text("0-3\n")
 
     def content() -> list[str]:
         return [(directory / name).read_text() for name in names]
@@ -178,7 +179,7 @@ def test_limits_of_version_2(tmp_path: Path) -> None:
     container.set_processes(None)
     container.set_cpus(None)
     container.set_allowance(parse_allowance("25%", "x"))
-    assert content() == ["max", "max", "max", "\n", "25", "max 100000"]
+    assert content() == ["max", "max", "max", "0-3", "25", "max 100000"]
 
 
 def test_version_2_does_not_kill_by_a_limit(tmp_path: Path) -> None:

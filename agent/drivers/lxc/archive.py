@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ async def _sandboxed(
         await end(process)
 
 
-async def pack(directory: Path, ids: IdMap | None) -> AsyncIterator[bytes]:
+async def pack(directory: Path, ids: IdMap | None) -> AsyncGenerator[bytes, None]:
     """The content of a directory as a tar archive; sockets are left out. Raises DriverFailed."""
     pipes = {"stdin": asyncio.subprocess.DEVNULL, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
     program = (*_CREATE, "--file=-", ".")

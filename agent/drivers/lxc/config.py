@@ -39,6 +39,8 @@ class Surroundings:
     version: str
     limits: tuple[tuple[str, str], ...]
     bridge: str
+    attach: Path | None
+    """The program that puts the cable into the bridge, where LXC cannot."""
     veth: str
     seccomp: Path
     apparmor: bool
@@ -106,9 +108,12 @@ def _cgroups(container: str, settings: Settings, around: Surroundings) -> Lines:
 
 
 def _network(spec: ContainerSpec, around: Surroundings) -> Lines:
+    attach = ("lxc.net.0.link", around.bridge)
+    if around.attach is not None:
+        attach = ("lxc.net.0.script.up", str(around.attach))
     return [
         ("lxc.net.0.type", "veth"),
-        ("lxc.net.0.link", around.bridge),
+        attach,
         ("lxc.net.0.veth.pair", around.veth),
         ("lxc.net.0.name", "eth0"),
         ("lxc.net.0.hwaddr", spec.hwaddr),

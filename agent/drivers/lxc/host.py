@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from agent.cgroups import Cgroups, ContainerCgroup
@@ -16,7 +18,11 @@ from agent.drivers.lxc.rootfs import SIGPWR
 from agent.metrics.host import node_memory
 from agent.network import Network
 from agent.storage import Storage
+from common.errors import InvalidRequest
 
+_INTERFACES = Path("/sys/class/net")
+# LXC hands a script's path to a shell as it is.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.,@+=-]+")
 _APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 
 
@@ -39,9 +45,24 @@ class Host:
         """The file with the system calls that containers are refused."""
         return self.config.state / "seccomp.profile"
 
+    @property
+    def attach(self) -> Path:
+        """The program that puts a container's cable into the bridge.
+
+        LXC itself looks for the bridge in /sys, which shows the network namespace in which it was mounted, and not
+        that of an agent in a namespace of its own.
+        """
+        return self.config.state / "attach-cable"
+
     async def open(self) -> None:
-        """Make ready what is not opened yet."""
+        """Make ready what is not opened yet. Raises InvalidRequest for a state directory with an unusable path."""
+        if not _PLAIN_PATH.fullmatch(str(self.config.state)):
+            allowed = "letters, digits and / _ . , @ + = -"
+            raise InvalidRequest(f"unusable path {self.config.state}", field="state", allowed=allowed)
         seccomp.write(self.seccomp)
+        # lxc.container.conf(5), lxc.net.[i].script.up: the fifth argument is the host's end of the cable.
+        self.attach.write_text(f'#!/bin/sh\nexec ip link set dev "$5" master {self.network.bridge} up\n')
+        self.attach.chmod(0o700)
         self.cgroups.prepare(self.config.cgroup)
         await self.records.open()
 
@@ -79,10 +100,12 @@ class Host:
             version=self.cgroups.version,
             limits=tuple(limits),
             bridge=self.network.bridge,
+            attach=None if (_INTERFACES / self.network.bridge).exists() else self.attach,
             veth=self.veth(record.spec.id),
             seccomp=self.seccomp,
             apparmor=_apparmor(),
-            lxcfs=(LXCFS / "proc").is_dir(),
+            # Unlike Path.is_dir, this takes the mount of an lxcfs that died for what it is: nothing.
+            lxcfs=os.path.isdir(LXCFS / "proc"),  # noqa: PTH112
             first_id=self.ids.first,
             id_count=self.ids.count,
             halt_signal=record.halt_signal or SIGPWR,

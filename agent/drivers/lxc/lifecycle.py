@@ -14,7 +14,7 @@ from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.records import Record
 from agent.drivers.lxc.watch import Watch, Watched
 from agent.network.daemon import ended, send
-from common.errors import Conflict, DeadlinePassed, DriverFailed
+from common.errors import Conflict, DeadlinePassed, DriverFailed, VzfleetError
 from common.states import Status
 from common.tasks import Tasks
 
@@ -36,6 +36,7 @@ class Lifecycle:
         self._listener = listener
         self._watch = Watch(self._init_ended)
         self._tasks = Tasks("containers")
+        self._settling: dict[str, asyncio.Task[None]] = {}
         self._commanded: dict[str, int] = {}
 
     async def open(self) -> None:
@@ -84,6 +85,7 @@ class Lifecycle:
         """Start it; a frozen one goes on. Raises DriverFailed with the reason; then nothing is left behind."""
         container = record.spec.id
         with self.commanded(container):
+            await self._settled(container)
             if self.pid(container) is not None or self._look(container):
                 freezer.thaw(self._host.cgroup(container))
                 return
@@ -137,6 +139,7 @@ class Lifecycle:
         container = record.spec.id
         number = signal.SIGRTMIN + 3 if record.halt_signal == rootfs.SIGRTMIN_3 else signal.SIGPWR
         with self.commanded(container):
+            await self._settled(container)
             watched = self._watch.get(container)
             if watched is None:
                 return
@@ -149,15 +152,21 @@ class Lifecycle:
                 raise DeadlinePassed(f"container {container} did not stop within {timeout:g} s") from None
 
     async def _until_stopped(self, container: str) -> None:
+        await self._settled(container)
+        # More than once round when it reboots: then it has another init.
         while (watched := self._watch.get(container)) is not None:
-            await _ended(watched.init)
-            # Taken off the watch by us or by it, whichever hears first; a reboot gives it another init.
-            self._watch.remove(container)
-            await self._settle(container, watched)
+            await watched.over.wait()
+            await self._settled(container)
+
+    async def _settled(self, container: str) -> None:
+        """Wait until what follows the end of an init is done."""
+        if container in self._settling:
+            await asyncio.wait([self._settling[container]])
 
     async def stop_by_force(self, container: str) -> None:
         """Kill it. Raises DriverFailed when it does not die."""
         with self.commanded(container):
+            await self._settled(container)
             watched = self._watch.get(container)
             if watched is None:
                 return await self._sweep(container)
@@ -182,14 +191,16 @@ class Lifecycle:
         freezer.thaw(self._host.cgroup(container))
 
     def _init_ended(self, container: str, watched: Watched) -> None:
-        self._tasks.start(self._after_end(container, watched), f"end of {container}")
+        self._settling[container] = self._tasks.start(self._after_end(container, watched), f"end of {container}")
 
     async def _after_end(self, container: str, watched: Watched) -> None:
         try:
-            with self.commanded(container):
-                await self._settle(container, watched)
+            await self._settle(container, watched)
+        except VzfleetError as error:
+            log.error("what a container left cannot be removed", extra={"container": container, "error": error.text})
         finally:
             watched.close()
+            del self._settling[container]
         if container not in self._commanded and self._host.records.find(container) is not None:
             self._listener(container, False)
 
@@ -204,7 +215,8 @@ class Lifecycle:
     async def _look_around(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            for container in self._host.finder.names() - self._watch.all().keys() - self._commanded.keys():
+            known = self._watch.all().keys() | self._commanded.keys() | self._settling.keys()
+            for container in self._host.finder.names() - known:
                 if self._host.records.find(container) is not None and self._look(container):
                     self._listener(container, False)
             for container in self._host.records.all().keys() - self._host.records.on_disk() - self._commanded.keys():

@@ -71,9 +71,11 @@ def enter_namespaces(first: int, count: int) -> None:
     os.setresuid(0, 0, 0)
 
 
-def build_root(directory: int, writable: bool) -> None:
+def build_root(directory: str, writable: bool) -> None:
     """Make the small world around `/data`, and make it the root."""
     mount("none", Path("/"), None, MS_REC | MS_PRIVATE)
+    # Opened before its path may be covered.
+    content = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     mount("sandbox", ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     for name in PROGRAMS:
         there, here = Path("/", name), ROOT / name
@@ -85,7 +87,7 @@ def build_root(directory: int, writable: bool) -> None:
             read_only(here, AT_RECURSIVE)
     data = ROOT / "data"
     data.mkdir()
-    mount(f"/proc/self/fd/{directory}", data, None, MS_BIND)
+    mount(f"/proc/self/fd/{content}", data, None, MS_BIND)
     if not writable:
         read_only(data, 0)
     read_only(ROOT, 0)
@@ -95,9 +97,8 @@ def build_root(directory: int, writable: bool) -> None:
 
 def main(first: str, count: str, directory: str, mode: str, largest: str, program: str, *arguments: str) -> None:
     """`mode` of the directory is `rw` or `ro`; `largest` is the greatest size of a file in bytes."""
-    data = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     enter_namespaces(int(first), int(count))
-    build_root(data, mode == "rw")
+    build_root(directory, mode == "rw")
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     check(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")

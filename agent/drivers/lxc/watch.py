@@ -17,6 +17,8 @@ class Watched:
     processes: Processes
     init: int
     monitor: int | None
+    over: asyncio.Event
+    """Set when its init has ended."""
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -39,7 +41,7 @@ class Watch:
             init = os.pidfd_open(processes.init)
         except ProcessLookupError:
             return False
-        watched = Watched(processes, init, _open(processes.monitor))
+        watched = Watched(processes, init, _open(processes.monitor), asyncio.Event())
         self._watched[container] = watched
         asyncio.get_running_loop().add_reader(init, self._readable, container)
         return True
@@ -47,6 +49,7 @@ class Watch:
     def _readable(self, container: str) -> None:
         watched = self._watched.pop(container)
         asyncio.get_running_loop().remove_reader(watched.init)
+        watched.over.set()
         self._ended(container, watched)
 
     def get(self, container: str) -> Watched | None:

@@ -1,0 +1,260 @@
+"""Making, changing and removing containers that do not run: their volumes, records and leases.
+
+A container counts from the moment at which its record has its name. Its volume gets its name before, and bears a mark
+until the record stands, by which a crash in between is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+from agent.drivers.lxc import archive, commands, rootfs, stream
+from agent.drivers.lxc.host import Host
+from agent.drivers.lxc.images import Images, volume_of
+from agent.drivers.lxc.records import Record
+from agent.drivers.lxc.snapshots import SNAPSHOT_NOTE, Snapshots
+from common.errors import Conflict, InvalidRequest, Unsupported
+from common.messages import ContainerSpec
+from common.names import check_snapshot_name
+from common.options import parse_config
+
+log = logging.getLogger(__name__)
+_MARK = "incomplete"
+
+
+def volume(container: str) -> str:
+    """The volume of a container's files."""
+    return f"containers/{container}"
+
+
+class Containers:
+    """The containers of a node as files and records."""
+
+    def __init__(self, host: Host, images: Images, snapshots: Snapshots) -> None:
+        self._host = host
+        self._images = images
+        self._snapshots = snapshots
+
+    async def sweep(self) -> None:
+        """Remove the volumes of containers whose making a crash has cut short."""
+        for name in self._host.storage.volumes("containers"):
+            container = Path(name).name
+            if self._host.records.find(container) is not None:
+                continue
+            if (self._host.storage.path(name) / _MARK).exists():
+                await self._remove_volumes(container)
+            else:
+                log.warning("files of a container that is not there are kept", extra={"container": container})
+
+    async def create(self, spec: ContainerSpec, image: str | None) -> None:
+        """From an image that is there, or with an empty root."""
+        privileged = self._check(spec)
+        if self._present(spec):
+            return
+        storage = self._host.storage
+        if image is None:
+            staging, halt_signal = await storage.create(), ""
+            root = staging / "rootfs"
+            root.mkdir()
+            root.chmod(0o755)
+            os.chown(root, self._host.owner(privileged), self._host.owner(privileged))
+        else:
+            halt_signal = self._images.traits(image, privileged).halt_signal
+            staging = await storage.clone(volume_of(image, privileged))
+        await _whole(self._admit(Record(spec, halt_signal), staging))
+
+    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:
+        """From another container here, which must not change meanwhile, or from its snapshot."""
+        self._check(spec)
+        if self._present(spec):
+            return
+        record = self._host.records.get(source)
+        origin = volume(source) if snapshot is None else self._snapshots.volume(source, snapshot)
+        staging = await self._clone_for(origin, record.settings.privileged, parse_config(spec.config).privileged)
+        (staging / SNAPSHOT_NOTE).unlink(missing_ok=True)
+        await _whole(self._admit(Record(spec, record.halt_signal), staging))
+
+    async def _clone_for(self, origin: str, was_privileged: bool, privileged: bool) -> Path:
+        """A staging volume with the same files, owned as this kind of container needs it."""
+        storage, host = self._host.storage, self._host
+        if was_privileged == privileged:
+            return await storage.clone(origin)
+        files = archive.pack(storage.path(origin) / "rootfs", host.id_map(was_privileged))
+        async with contextlib.aclosing(files):
+            return await self._unpacked(files, privileged)
+
+    async def _unpacked(self, files: AsyncIterator[bytes], privileged: bool) -> Path:
+        """A staging volume with what an archive of `archive.pack` holds."""
+        staging = await self._host.storage.create()
+        try:
+            root, owner = staging / "rootfs", self._host.owner(privileged)
+            root.mkdir()
+            os.chown(root, owner, owner)
+            await archive.unpack_stream(root, self._host.id_map(privileged), files)
+        except BaseException:
+            await self._host.storage.discard(staging)
+            raise
+        return staging
+
+    async def _admit(self, record: Record, staging: Path) -> None:
+        """Make a container of a staging volume. When that fails nothing is left."""
+        host, spec, settings = self._host, record.spec, record.settings
+        try:
+            await asyncio.to_thread(self._make_own, staging, record)
+            await host.storage.limit_staging(staging, settings.disk)
+            lines = host.lines(record)
+            await host.storage.delete(volume(spec.id))  # of a container whose record was removed by hand
+            await host.network.reserve(spec.id, spec.hwaddr, spec.hostname)
+            await host.storage.commit(staging, volume(spec.id))
+            await host.records.create(record, lines)
+        except BaseException:
+            await host.storage.discard(staging)
+            if host.records.find(spec.id) is None:
+                await host.network.release(spec.hwaddr)
+                await host.storage.delete(volume(spec.id))
+            raise
+        (host.storage.path(volume(spec.id)) / _MARK).unlink()
+
+    def _make_own(self, staging: Path, record: Record) -> None:
+        owner = self._host.owner(record.settings.privileged)
+        (staging / _MARK).touch()
+        rootfs.set_hostname(staging / "rootfs", record.spec.hostname, owner)
+        rootfs.renew_machine_id(staging / "rootfs", owner)
+
+    def _present(self, spec: ContainerSpec) -> bool:
+        """Whether just this container is there. Raises Conflict for another one of its id."""
+        there = self._host.records.find(spec.id)
+        if there is None and not self._host.records.path(spec.id).exists():
+            return False
+        if there is not None and there.spec.generation == spec.generation:
+            return True
+        raise Conflict(f"container {spec.id} exists already")
+
+    def _check(self, spec: ContainerSpec) -> bool:
+        """Whether it is privileged. Raises Unsupported or InvalidRequest for what cannot be had on this node."""
+        settings = parse_config(spec.config)
+        if settings.disk is not None and not self._host.storage.disk_limits:
+            reason = f"storage {self._host.storage.name!r} cannot hold a disk limit; btrfs can"
+            raise Unsupported(reason, field="config.limits.disk")
+        self._host.cpus.choose(settings.cpus, ())
+        return settings.privileged
+
+    def send(self, container: str, snapshot: str | None, with_snapshots: bool) -> AsyncGenerator[bytes, None]:
+        """The stream of a container that does not change meanwhile, or of its snapshot."""
+        record = self._host.records.get(container)
+        taken = self._snapshots.all(container) if with_snapshots and snapshot is None else ()
+        origin = volume(container) if snapshot is None else self._snapshots.volume(container, snapshot)
+        header = stream.Header(
+            record.halt_signal, tuple(stream.SentSnapshot(one.name, one.created_at) for one in taken)
+        )
+        volumes = [*(self._snapshots.volume(container, one.name) for one in taken), origin]
+        return self._send(header, volumes, record.settings.privileged)
+
+    async def _send(self, header: stream.Header, volumes: list[str], privileged: bool) -> AsyncGenerator[bytes, None]:
+        yield stream.opening(header)
+        for name in volumes:
+            files = archive.pack(self._host.storage.path(name) / "rootfs", self._host.id_map(privileged))
+            async with contextlib.aclosing(files):
+                async for piece in stream.volume(files):
+                    yield piece
+        yield stream.ending()
+
+    async def receive(self, spec: ContainerSpec, pieces: AsyncIterator[bytes]) -> None:
+        """Make a container of a stream, with the snapshots in it."""
+        privileged = self._check(spec)
+        if self._present(spec):
+            return
+        reader = stream.StreamReader(pieces)
+        header = await reader.header()
+        staged: list[tuple[stream.SentSnapshot, Path]] = []
+        root: Path | None = None
+        try:
+            for one in header.snapshots:
+                check_snapshot_name(one.name)
+                staged.append((one, await self._unpacked(reader.volume(), privileged)))
+            root = await self._unpacked(reader.volume(), privileged)
+            await reader.finish()
+            if header.halt_signal not in ("", rootfs.SIGPWR, rootfs.SIGRTMIN_3):
+                raise InvalidRequest("the stream names an unknown signal")
+            for one, staging in staged:
+                await self._snapshots.admit(spec.id, one.name, one.created_at, staging)
+            await _whole(self._admit(Record(spec, header.halt_signal), root))
+        except BaseException:
+            for staging in (*(staging for _, staging in staged), *([root] if root is not None else [])):
+                await self._host.storage.discard(staging)
+            if self._host.records.find(spec.id) is None:
+                await self._remove_volumes(spec.id)
+            raise
+
+    async def convert(self, old: Record, new: Record) -> None:
+        """Give a stopped container's files and snapshots to the ids of the other kind of container."""
+        for name in [
+            *(self._snapshots.volume(old.spec.id, one.name) for one in self._snapshots.all(old.spec.id)),
+            volume(old.spec.id),
+        ]:
+            staging = await self._clone_for(name, old.settings.privileged, new.settings.privileged)
+            note = self._host.storage.path(name) / SNAPSHOT_NOTE
+            if note.exists():
+                (staging / SNAPSHOT_NOTE).write_bytes(note.read_bytes())
+            await self._host.storage.commit(staging, name)
+
+    async def rename(self, container: str, spec: ContainerSpec) -> None:
+        """Give a stopped container another id."""
+        host = self._host
+        there = host.records.find(spec.id)
+        if there is not None and there.spec == spec and host.records.find(container) is None:
+            return
+        record = host.records.get(container)
+        if host.records.path(spec.id).exists():
+            raise Conflict(f"container {spec.id} exists already")
+        await _whole(self._rename(record, Record(spec, record.halt_signal, record.cpus)))
+
+    async def _rename(self, old: Record, new: Record) -> None:
+        host = self._host
+        lines = host.lines(new)
+        await host.network.reserve(new.spec.id, new.spec.hwaddr, new.spec.hostname)
+        # Volumes first: repeated after a crash, this goes on where it stopped.
+        await host.storage.rename(volume(old.spec.id), volume(new.spec.id))
+        if host.storage.volumes(f"snapshots/{old.spec.id}"):
+            await host.storage.rename(f"snapshots/{old.spec.id}", f"snapshots/{new.spec.id}")
+        owner = host.owner(new.settings.privileged)
+        rootfs.set_hostname(host.rootfs(new.spec.id), new.spec.hostname, owner)
+        await host.records.rename(old.spec.id, new, lines)
+        if old.spec.hwaddr != new.spec.hwaddr:
+            await host.network.release(old.spec.hwaddr)
+
+    async def delete(self, container: str) -> None:
+        """Remove a stopped container with all that belongs to it. Repeated after a crash, it goes on."""
+        await _whole(self._delete(container))
+
+    async def _delete(self, container: str) -> None:
+        host = self._host
+        record = host.records.find(container)
+        await self._remove_volumes(container)
+        if record is not None:
+            await host.network.release(record.spec.hwaddr)
+        await commands.sweep(host.cgroups, host.config.cgroup, container, host.veth(container))
+        await host.records.remove(container)
+
+    async def _remove_volumes(self, container: str) -> None:
+        for name in self._host.storage.volumes(f"snapshots/{container}"):
+            await self._host.storage.delete(name)
+        await self._host.storage.delete(volume(container))
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Do some short steps to their end even when the caller is cancelled."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("cut short", exc_info=task.exception())
+        raise

@@ -1,0 +1,276 @@
+"""Runs containers by LXC: unprivileged by default, on btrfs where it can be had, in cgroups of any version."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from agent.cgroups import Cgroups
+from agent.config import AgentConfig
+from agent.drivers.base import Capabilities, Driver, ReportProgress, StateListener
+from agent.drivers.lxc import commands, ids, teardown
+from agent.drivers.lxc.containers import Containers, volume
+from agent.drivers.lxc.host import Host
+from agent.drivers.lxc.images import Images
+from agent.drivers.lxc.lifecycle import Lifecycle
+from agent.drivers.lxc.records import Record
+from agent.drivers.lxc.snapshots import Snapshots
+from agent.drivers.lxc.update import Updater
+from agent.metrics.containers import ContainerSampler
+from agent.metrics.host import NodeLoad, node_facts, sample_node
+from agent.network import Network
+from agent.storage import open_storage
+from common.clock import Clock
+from common.errors import Conflict, DriverFailed
+from common.messages import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
+from common.states import Status
+
+_STATES = {"RUNNING": Status.RUNNING, "STOPPED": Status.STOPPED, "FROZEN": Status.FROZEN}
+
+
+class _Parts:
+    """What an open driver is made of."""
+
+    def __init__(self, host: Host, clock: Clock, lifecycle: Lifecycle) -> None:
+        self.host = host
+        self.lifecycle = lifecycle
+        self.images = Images(host)
+        self.snapshots = Snapshots(host, clock)
+        self.containers = Containers(host, self.images, self.snapshots)
+        self.updater = Updater(host, lifecycle, self.containers)
+        self.sampler = ContainerSampler(host.cgroups, clock)
+        self.load = NodeLoad()
+
+
+class LxcDriver(Driver):
+    """Real containers. Between `open` and `close` all methods work; `shut_down` and `purge` also without."""
+
+    name = "lxc"
+
+    def __init__(self, config: AgentConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._opened: _Parts | None = None
+        self._listener: StateListener | None = None
+
+    @property
+    def _parts(self) -> _Parts:
+        if self._opened is None:
+            raise RuntimeError("the driver is not open")
+        return self._opened
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(disk_limits=self._parts.host.storage.disk_limits, snapshots=True, privileged=True)
+
+    async def open(self, listener: StateListener) -> None:
+        self._listener = listener
+        if self._opened is not None:
+            return
+        config = self._config
+        require_passable(config.state)
+        cgroups = Cgroups.detect()
+        await asyncio.to_thread(ids.allow, ids.IdMap(config.first_id, config.id_count))
+        network = Network(config)
+        host = Host(config, await open_storage(config), network, cgroups)
+        await host.open()
+        await network.open()
+        parts = _Parts(host, self._clock, Lifecycle(host, self._heard))
+        await parts.containers.sweep()
+        await parts.lifecycle.open()
+        self._opened = parts
+
+    def _heard(self, container: str, gone: bool) -> None:
+        if self._listener is not None:
+            self._listener(self._report(self._parts.host.records.get(container)), gone)
+
+    async def close(self) -> None:
+        if self._opened is None:
+            return
+        await self._opened.lifecycle.close()
+        await self._opened.host.network.close()
+        self._opened.sampler.close()
+        self._opened = None
+        self._listener = None
+
+    async def shut_down(self) -> None:
+        await self.close()
+        await teardown.shut_down(self._config)
+
+    async def purge(self) -> None:
+        await teardown.purge(self._config)
+
+    async def facts(self) -> NodeFacts:
+        host = self._parts.host
+        flags = ("disk_limits", "snapshots", "privileged")
+        return node_facts(
+            driver=self.name,
+            driver_version=await commands.version(),
+            storage=host.storage.name,
+            cgroup=host.cgroups.version,
+            subnet=host.network.subnet,
+            pool=host.storage.pool(),
+            capabilities=[flag for flag in flags if getattr(self.capabilities, flag)],
+        )
+
+    async def containers(self) -> list[ContainerReport]:
+        records = self._parts.host.records
+        reports = [self._report(record) for _, record in sorted(records.all().items())]
+        for name in sorted(records.on_disk() - records.all().keys()):
+            state = await commands.state(records.directory, name)
+            reports.append(ContainerReport(name, 0, _STATES.get(state, Status.ERROR)))
+        return reports
+
+    async def inspect(self, container: str) -> ContainerReport:
+        return self._report(self._parts.host.records.get(container))
+
+    def _report(self, record: Record) -> ContainerReport:
+        parts, spec = self._parts, record.spec
+        status, reason = parts.lifecycle.status(spec.id), None
+        if status == Status.STOPPED and not parts.host.rootfs(spec.id).is_dir():
+            status, reason = Status.ERROR, "its files are missing"
+        return ContainerReport(
+            id=spec.id,
+            generation=spec.generation,
+            status=status,
+            config=spec.config,
+            hostname=spec.hostname,
+            reason=reason,
+            pid=parts.lifecycle.pid(spec.id),
+            snapshots=tuple(parts.snapshots.all(spec.id)),
+        )
+
+    async def images(self) -> list[ImageReport]:
+        return self._parts.images.all()
+
+    async def has_image(self, fingerprint: str, privileged: bool) -> bool:
+        return self._parts.images.has(fingerprint, privileged)
+
+    async def unpack_image(
+        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress
+    ) -> None:
+        await self._parts.images.unpack(fingerprint, layout, file, privileged, report)
+
+    async def drop_image(self, fingerprint: str) -> None:
+        await self._parts.images.drop(fingerprint)
+
+    async def create(self, spec: ContainerSpec, image: str | None) -> None:
+        with self._parts.lifecycle.commanded(spec.id):
+            await self._parts.containers.create(spec, image)
+
+    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:
+        with self._parts.lifecycle.commanded(spec.id):
+            async with self._still(source, snapshot):
+                await self._parts.containers.copy(spec, source, snapshot)
+
+    @contextlib.asynccontextmanager
+    async def _still(self, container: str, snapshot: str | None = None) -> AsyncIterator[None]:
+        """Hold a running container's processes while its files are copied one by one."""
+        parts = self._parts
+        changes = snapshot is None and not parts.host.storage.instant
+        if not changes or parts.lifecycle.status(container) != Status.RUNNING:
+            yield
+            return
+        await parts.lifecycle.freeze(container)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(Conflict):  # it was stopped meanwhile
+                await parts.lifecycle.unfreeze(container)
+
+    async def send(self, container: str, snapshot: str | None, with_snapshots: bool) -> AsyncIterator[bytes]:
+        if snapshot is None:
+            self._parts.lifecycle.require_stopped(container)
+        stream = self._parts.containers.send(container, snapshot, with_snapshots)
+        async with contextlib.aclosing(stream):
+            async for piece in stream:
+                yield piece
+
+    async def receive(self, spec: ContainerSpec, stream: AsyncIterator[bytes]) -> None:
+        with self._parts.lifecycle.commanded(spec.id):
+            await self._parts.containers.receive(spec, stream)
+
+    async def delete(self, container: str, force: bool) -> None:
+        parts = self._parts
+        with parts.lifecycle.commanded(container):
+            if parts.host.records.find(container) is None and parts.host.records.path(container).exists():
+                raise Conflict(f"container {container} is not managed by vzfleet")
+            if parts.lifecycle.pid(container) is not None:
+                if not force:
+                    raise Conflict(f"container {container} is running")
+                await parts.lifecycle.stop_by_force(container)
+            await parts.containers.delete(container)
+            parts.sampler.forget(container)
+
+    async def start(self, container: str) -> None:
+        await self._parts.lifecycle.start(self._parts.host.records.get(container))
+
+    async def stop(self, container: str, timeout: float, force: bool) -> None:
+        record = self._parts.host.records.get(container)
+        if force:
+            await self._parts.lifecycle.stop_by_force(container)
+        else:
+            await self._parts.lifecycle.stop(record, timeout)
+
+    async def freeze(self, container: str) -> None:
+        self._parts.host.records.get(container)
+        await self._parts.lifecycle.freeze(container)
+
+    async def unfreeze(self, container: str) -> None:
+        self._parts.host.records.get(container)
+        await self._parts.lifecycle.unfreeze(container)
+
+    async def update(self, spec: ContainerSpec) -> None:
+        with self._parts.lifecycle.commanded(spec.id):
+            await self._parts.updater.update(spec)
+
+    async def rename(self, container: str, spec: ContainerSpec) -> None:
+        if spec.id == container:
+            await self.update(spec)
+            return
+        lifecycle = self._parts.lifecycle
+        with lifecycle.commanded(container), lifecycle.commanded(spec.id):
+            lifecycle.require_stopped(container)
+            await self._parts.containers.rename(container, spec)
+            self._parts.sampler.forget(container)
+
+    async def create_snapshot(self, container: str, snapshot: str) -> None:
+        self._parts.host.records.get(container)
+        async with self._still(container):
+            await self._parts.snapshots.create(container, snapshot)
+
+    async def delete_snapshot(self, container: str, snapshot: str) -> None:
+        await self._parts.snapshots.delete(container, snapshot)
+
+    async def restore_snapshot(self, container: str, snapshot: str) -> None:
+        record = self._parts.host.records.get(container)
+        self._parts.lifecycle.require_stopped(container)
+        await self._parts.snapshots.restore(record, snapshot)
+
+    def sample_node(self) -> NodeSample:
+        return sample_node(self._parts.host.storage.pool(), self._parts.load)
+
+    def sample(self, containers: list[str] | None = None) -> list[ContainerSample]:
+        records = self._parts.host.records.all()
+        chosen = records if containers is None else {name: records[name] for name in containers if name in records}
+        return [self._sample(record) for record in chosen.values()]
+
+    def _sample(self, record: Record) -> ContainerSample:
+        parts, container = self._parts, record.spec.id
+        pid, path = parts.lifecycle.pid(container), parts.host.cgroup_path(container)
+        disk = parts.host.storage.usage(volume(container))
+        return parts.sampler.sample(container, pid, path, record.settings, disk)
+
+
+def require_passable(state: Path) -> None:
+    """Let containers' mapped roots pass through the state directory. Raises DriverFailed where it is not ours to do."""
+    for directory in (state, *state.resolve().parents):
+        mode = directory.stat().st_mode
+        if mode & stat.S_IXOTH:
+            continue
+        if directory != state:
+            raise DriverFailed(f"containers cannot pass through {directory}: chmod o+x {directory}, or another state")
+        directory.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)

@@ -1,0 +1,306 @@
+"""The controller's core without sockets: real store, fleet, services and engine; scripted nodes and images."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from common.clock import ManualClock
+from common.errors import DeadlinePassed, NotFound
+from common.failpoints import FailPoints, never
+from common.messages import (
+    Arguments,
+    ContainerReport,
+    ContainerSpec,
+    CopyContainer,
+    CreateContainer,
+    CreateSnapshot,
+    DeleteContainer,
+    DeleteSnapshot,
+    FreezeContainer,
+    ImageReport,
+    Inventory,
+    NodeFacts,
+    Outcome,
+    Progress,
+    ReceiveContainer,
+    RenameContainer,
+    Result,
+    StartContainer,
+    StopContainer,
+    UnfreezeContainer,
+    UpdateContainer,
+)
+from common.states import NodeStatus, Status
+from controller.fleet import Fleet
+from controller.operations.catalogue import KINDS
+from controller.operations.engine import Engine
+from controller.operations.kinds import Kind, ReportProgress, Resources
+from controller.records import Change, Container, Image, Node, Operation, Phase, Snapshot
+from controller.relay import Relay
+from controller.services.caller import Caller
+from controller.services.changes import Changes
+from controller.services.containers import Containers
+from controller.services.images import Images, Resolved
+from controller.services.nodes import Nodes
+from controller.services.operations import Operations
+from controller.services.requests import ImageSource
+from controller.services.states import States
+from controller.settings import ControllerSettings
+from controller.store import containers as container_rows
+from controller.store import counters, schema
+from controller.store import images as image_rows
+from controller.store import nodes as node_rows
+from controller.store.db import Database, Transaction
+
+CALLER = Caller("tester", "admin", "tls", "127.0.0.1", "request-1")
+FINGERPRINT = "f" * 64
+BUILT = Image("b" * 64, "rootfs", 10, {"os": "test"}, (), "test:1", "test.tar", "2026-01-01T00:00:00.000000Z")
+FACTS = NodeFacts(
+    hostname="host",
+    architecture="x86_64",
+    cpus=4,
+    memory=8 * 10**9,
+    disk=100 * 10**9,
+    driver="fake",
+    driver_version="1",
+    storage="btrfs",
+    kernel="6.1",
+    cgroup="v2",
+    agent_version="test",
+    capabilities=("disk_limits",),
+)
+
+
+@dataclass
+class There:
+    """A container on a scripted node."""
+
+    spec: ContainerSpec
+    status: Status = Status.STOPPED
+    snapshots: set[str] = field(default_factory=set)
+
+
+class ScriptedNodes:
+    """The nodes, as the engine sees them through `Dispatch`: each command has its effect once, by its id."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.there: dict[tuple[str, str], There] = {}
+        self.journal: dict[str, tuple[str, type[Arguments], Result]] = {}
+        self.abandoned: list[str] = []
+        self.acknowledged: set[str] = set()
+        self.refusals: dict[type[Arguments], Exception] = {}
+        self.hanging: set[type[Arguments]] = set()
+
+    async def call(
+        self,
+        node: str,
+        arguments: Arguments,
+        *,
+        command: str,
+        generation: int,
+        deadline: float,
+        request: str = "",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Result:
+        await asyncio.sleep(0)
+        if command in self.journal:
+            assert self.journal[command][:2] == (node, type(arguments)), "an id means one command for ever"
+            return self.journal[command][2]
+        if self._clock.monotonic() >= deadline:
+            raise DeadlinePassed("no time was left")
+        if type(arguments) in self.hanging:
+            await asyncio.get_running_loop().create_future()
+        if type(arguments) in self.refusals:
+            self.journal[command] = (node, type(arguments), Result(command))
+            raise self.refusals[type(arguments)]
+        result = Result(command, outcome=Outcome(container=self._apply(node, arguments)))
+        self.journal[command] = (node, type(arguments), result)
+        return result
+
+    def abandon(self, node: str, command: str) -> None:
+        self.abandoned.append(command)
+
+    def acknowledge(self, node: str, commands: list[str]) -> None:
+        self.acknowledged.update(commands)
+
+    def report(self, node: str, container: str) -> ContainerReport:
+        """What the node says of a container."""
+        there = self.there[node, container]
+        return ContainerReport(container, there.spec.generation, there.status, there.spec.config, there.spec.hostname)
+
+    def seen(self) -> dict[tuple[str, str], Any]:
+        """All that is on the nodes, to be compared."""
+        return {
+            key: (one.spec.generation, one.spec.hostname, dict(one.spec.config), one.status, sorted(one.snapshots))
+            for key, one in sorted(self.there.items())
+        }
+
+    def _apply(self, node: str, arguments: Arguments) -> ContainerReport | None:
+        match arguments:
+            case CreateContainer(spec=spec) | CopyContainer(spec=spec) | ReceiveContainer(spec=spec):
+                self.there.setdefault((node, spec.id), There(spec))
+                return self.report(node, spec.id)
+            case RenameContainer(container=old, spec=spec):
+                if (node, old) in self.there:
+                    self.there[node, spec.id] = self.there.pop((node, old))
+                return self._update(node, spec)
+            case UpdateContainer(spec=spec):
+                return self._update(node, spec)
+            case DeleteContainer(container=container):
+                self.there.pop((node, container), None)
+                return None
+            case CreateSnapshot(container=container, snapshot=name):
+                self._find(node, container).snapshots.add(name)
+            case DeleteSnapshot(container=container, snapshot=name):
+                self._find(node, container).snapshots.discard(name)
+            case StartContainer(container=container) | UnfreezeContainer(container=container):
+                self._find(node, container).status = Status.RUNNING
+            case StopContainer(container=container):
+                self._find(node, container).status = Status.STOPPED
+            case FreezeContainer(container=container):
+                self._find(node, container).status = Status.FROZEN
+            case _:
+                return None
+        return self.report(node, container)
+
+    def _find(self, node: str, container: str) -> There:
+        if (node, container) not in self.there:
+            raise NotFound(f"container {container} is not on {node}")
+        return self.there[node, container]
+
+    def _update(self, node: str, spec: ContainerSpec) -> ContainerReport:
+        self._find(node, spec.id).spec = spec
+        return self.report(node, spec.id)
+
+
+class ScriptedImages:
+    """Images that are there at once."""
+
+    def __init__(self, store: Database) -> None:
+        self._store = store
+
+    def resolve(self, source: ImageSource) -> Resolved:
+        return Resolved(None, BUILT.source, {"os": "test"}, "x86_64", {"properties": {"os": "test"}})
+
+    async def obtain(self, source: str, properties: dict[str, str], report: ReportProgress) -> Image:
+        report("building", 50)
+        return await self._put(BUILT)
+
+    async def import_upload(self, upload: str, filename: str, aliases: tuple[str, ...]) -> Image:
+        return await self._put(msgspec.structs.replace(BUILT, fingerprint="c" * 64, aliases=aliases))
+
+    async def _put(self, image: Image) -> Image:
+        def write(transaction: Transaction) -> Image:
+            present = image_rows.rows.get(transaction.connection, image.fingerprint)
+            return present or image_rows.rows.insert(transaction, image)
+
+        return await self._store.write(write)
+
+    async def forget(self, fingerprint: str) -> None:
+        await self._store.write(lambda transaction: image_rows.rows.delete(transaction, fingerprint))
+
+    def ticket(self, fingerprint: str, operation: str) -> str:
+        return f"{operation}.{fingerprint}"
+
+
+class Core:
+    """A controller's core on an empty database with two nodes, n1 and n2."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = ManualClock()
+        self.fleet = Fleet(self.clock)
+        self.changes_seen: list[Change] = []
+        self.store = Database(f"sqlite:///{directory / 'core.db'}", self._committed)
+        self.nodes = Nodes(self.store, self.fleet, ControllerSettings(state=directory), self.clock)
+        self.there = ScriptedNodes(self.clock)
+        self.images = ScriptedImages(self.store)
+        self.resources = Resources(self.fleet, self.there, self.images, Relay(), self.clock)
+        self.use_engine()
+
+    def _committed(self, changes: Any) -> None:
+        self.changes_seen.extend(changes)
+        self.fleet.apply(changes)
+
+    def use_engine(self, kinds: Mapping[str, Kind] = KINDS, failpoints: FailPoints = never) -> None:
+        """A new engine, as after a restart, and the services upon it."""
+        self.engine = Engine(self.store, kinds, self.resources, self.there.acknowledge, failpoints)
+        self.operations = Operations(self.store, self.engine, self.clock)
+        images = cast(Images, self.images)
+        self.containers = Containers(self.store, self.fleet, self.nodes, images, self.operations, self.clock)
+        self.changes = Changes(self.containers)
+        self.states = States(self.containers)
+
+    async def open(self) -> None:
+        """Open the store and bring both nodes up: n1 has c (running, a snapshot s0), d (stopped) and z (frozen)."""
+        await self.store.open()
+        await self.store.write(self._fill)
+        for name in ("n1", "n2"):
+            reports = tuple(self.there.report(node, id) for node, id in self.there.there if node == name)
+            held = (ImageReport(FINGERPRINT, 1),)
+            self.fleet.inventory(name, Inventory(FACTS, reports, held))
+            self.fleet.node_status(name, NodeStatus.ONLINE, "")
+
+    def _fill(self, transaction: Transaction) -> None:
+        for name in ("n1", "n2"):
+            node_rows.rows.insert(transaction, Node(name, name * 20, "2026-01-01T00:00:00.000000Z", FACTS))
+        image_rows.rows.insert(transaction, msgspec.structs.replace(BUILT, fingerprint=FINGERPRINT, source=""))
+        for id, status in (("c", Status.RUNNING), ("d", Status.STOPPED), ("z", Status.FROZEN)):
+            generation = counters.advance(transaction, "generation")
+            config = {"limits.memory": "100MB"}
+            spec = ContainerSpec(id, generation, id, f"00:16:3e:00:00:{generation:02x}", config)
+            row = Container(
+                id=id,
+                node="n1",
+                generation=generation,
+                hostname=id,
+                description="",
+                config=config,
+                image=None,
+                hwaddr=spec.hwaddr,
+                created_at="2026-01-01T00:00:00.000000Z",
+                phase=Phase.READY,
+                reserved_memory=100 * 10**6,
+            )
+            container_rows.rows.insert(transaction, row)
+            self.there.there["n1", id] = There(spec, status)
+        container_rows.add_snapshot(transaction, Snapshot("c", "s0", row.created_at, row.config))
+        self.there.there["n1", "c"].snapshots.add("s0")
+
+    async def close(self) -> None:
+        """Stop the engine and close the store."""
+        await self.engine.close()
+        await self.store.close()
+
+    async def rows(self) -> dict[str, Container]:
+        """The containers as they are stored."""
+        stored = await self.store.read(container_rows.rows.all)
+        return {row.id: row for row in stored}
+
+    def records_of(self, operation: str) -> list[Operation]:
+        """Every state of an operation that was committed, in order."""
+        found = [change.record for change in self.changes_seen if change.key == operation]
+        return [record for record in found if isinstance(record, Operation)]
+
+
+def make_template(directory: Path) -> Path:
+    """An empty database at the present schema, to be copied: migrations take their time."""
+    template = directory / "template.db"
+    schema.upgrade(f"sqlite:///{template}")
+    return template
+
+
+async def open_core(template: Path, directory: Path) -> Core:
+    """A core on its own copy of the database."""
+    directory.mkdir(exist_ok=True)
+    shutil.copy(template, directory / "core.db")
+    core = Core(directory)
+    await core.open()
+    return core
