@@ -30,6 +30,7 @@ from common.clock import Clock, SystemClock
 from common.errors import Conflict, TooLarge
 from common.failpoints import FailPoints, never
 from common.messages import Command, ContainerReport, Inventory, StateChanged, Welcome
+from common.states import Status
 from common.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Agent:
             self._executor,
             boot_record(config),
             identity.boot_id,
-            self._link.send,
+            self._tell,
             config.autostart_delay,
         )
 
@@ -86,6 +87,7 @@ class Agent:
         self._images.open()
         await self._driver.open(self._changed)
         self._tasks.start(self._sampler.run(), "sampler")
+        self._tasks.start(self._sampler.follow_young(), "young")
         self._tasks.start(self._autostart.run(), "autostart")
         log.info("the agent runs", extra={"node": self._config.node, "driver": self._driver.name})
 
@@ -156,7 +158,13 @@ class Agent:
         self._autostart.confirm(generations)
 
     def _changed(self, container: ContainerReport, removed: bool) -> None:
-        self._link.send(StateChanged(container, removed))
+        self._tell(StateChanged(container, removed))
+
+    def _tell(self, change: StateChanged) -> None:
+        """What no command asked for; one that has started by itself gets an address soon, too."""
+        if change.container.status == Status.RUNNING and not change.removed:
+            self._sampler.follow(change.container.id)
+        self._link.send(change)
 
 
 def boot_record(config: AgentConfig) -> BootRecord:

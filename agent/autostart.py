@@ -13,7 +13,7 @@ from agent.drivers.base import Driver
 from agent.executor import Executor
 from common.errors import InvalidRequest, NotFound, VzfleetError
 from common.keys import write_private
-from common.messages import AgentMessage, ContainerReport, StateChanged
+from common.messages import ContainerReport, StateChanged
 from common.options import parse_config
 from common.states import Status
 
@@ -88,7 +88,7 @@ class Autostart:
         executor: Executor,
         record: BootRecord,
         boot_id: str,
-        send: Callable[[AgentMessage], None],
+        send: Callable[[StateChanged], None],
         delay: float | None,
     ) -> None:
         self._driver = driver

@@ -91,6 +91,7 @@ async def _delete(node: Node, arguments: DeleteContainer, _report: ProgressRepor
 
 async def _start(node: Node, arguments: StartContainer, _report: ProgressReporter) -> Done:
     await node.driver.start(arguments.container)
+    node.sampler.follow(arguments.container)
     return await _outcome(node, arguments.container)
 
 

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 PER_MESSAGE = 200
 """Containers in one message: some 100 kB, far below the codec's limit."""
 SHORTEST_INTERVAL = 0.1
+YOUNG_INTERVAL = 0.3
+YOUNG = 15.0
+"""Seconds for which a container that was just started is sampled more often, unless it has an address before."""
 
 
 class Sampler:
@@ -40,6 +43,9 @@ class Sampler:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sampler")
         self._changed = asyncio.Event()
         self._interval = max(SHORTEST_INTERVAL, interval)
+        self._node: NodeSample | None = None
+        self._young: dict[str, float] = {}
+        self._started = asyncio.Event()
 
     @property
     def interval(self) -> float:
@@ -63,6 +69,34 @@ class Sampler:
             except TimeoutError:
                 continue
 
+    def follow(self, container: str) -> None:
+        """A container was started: somebody waits for its address, and should not have to wait for the next tick."""
+        self._young[container] = self._clock.monotonic() + YOUNG
+        self._started.set()
+
+    async def follow_young(self) -> None:
+        """Sample the containers that were just started, until they have an address. Until cancelled."""
+        while True:
+            await self._started.wait()
+            await asyncio.sleep(YOUNG_INTERVAL)
+            await self._tick_young()
+            if not self._young:
+                self._started.clear()
+
+    async def _tick_young(self) -> None:
+        names = list(self._young)
+        try:
+            samples = await self._in_thread(lambda: self._driver.sample(names))
+        # As in a whole tick.
+        except Exception:
+            log.exception("the samples could not be taken")
+            samples = []
+        now = self._clock.monotonic()
+        reached = {sample.id for sample in samples if has_address(sample)}
+        self._young = {name: until for name, until in self._young.items() if name not in reached and until > now}
+        if self._node is not None and samples:
+            self._offer(batches(self._clock.now().timestamp(), self._node, samples))
+
     async def take(self, container: str) -> tuple[float, ContainerSample | None]:
         """One container's figures now: (seconds since 1970, sample or None when it is not there)."""
         found = await self._in_thread(lambda: self._driver.sample([container]))
@@ -79,10 +113,16 @@ class Sampler:
         except Exception:
             log.exception("the samples could not be taken")
             return
+        self._node = node
         self._offer(batches(self._clock.now().timestamp(), node, containers))
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def has_address(sample: ContainerSample) -> bool:
+    """Whether a container can be reached from outside."""
+    return any(address.scope == "global" for interface in sample.interfaces for address in interface.addresses)
 
 
 def batches(sampled_at: float, node: NodeSample, containers: Sequence[ContainerSample]) -> list[Samples]:

@@ -94,7 +94,7 @@ async def terminate(process: int) -> None:
         return
 
 
-def send(process: int, number: signal.Signals) -> None:
+def send(process: int, number: int) -> None:
     """Send a signal; a process that is gone is none to be told."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(process, number)

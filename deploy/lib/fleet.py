@@ -74,6 +74,8 @@ def start_agents(state: State, settings: Settings, supervisor: Supervisor, api: 
             join(state, node, token, len(settings.nodes))
     for node in settings.nodes:
         start_agent(state, node, supervisor)
+    for node in settings.nodes:
+        wait_for_process(state, node, supervisor)
     waiting = [node for node in settings.nodes if not _online(api, node)]
     if waiting:
         say(f"waiting for {', '.join(node.name for node in waiting)}")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from deploy.lib.console import DeployError, environment, run, say, tail
@@ -46,8 +47,14 @@ def install(packages: list[str]) -> None:
     if os.geteuid() != 0:
         raise DeployError(f"not installed, and only root can: {' '.join(absent)}")
     say(f"installing Debian packages: {' '.join(absent)}")
-    _apt("update")
+    _update()
     _apt("install", "--yes", "--no-install-recommends", "--", *absent)
+
+
+@cache
+def _update() -> None:
+    """Bring the lists of packages up to date, once in a run."""
+    _apt("update")
 
 
 def _apt(*arguments: str) -> None:

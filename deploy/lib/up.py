@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from deploy.lib import demo, fabric, fleet, hints, lxcfs, packages, services, units, virtualenv
 from deploy.lib.console import DeployError, say
@@ -35,8 +36,7 @@ def agent_here(place: State, settings: Settings, token: str | None) -> str:
 
 def _prepare(place: State, settings: Settings, extra: str) -> Supervisor:
     """All that must be there before the first service starts."""
-    packages.install(packages.needed())
-    renewed = virtualenv.install(place, extra)
+    renewed = _install(place, extra)
     lxcfs.up()
     _bring_up_fabric(place, settings)
     supervisor = services.supervisor(place)
@@ -44,6 +44,15 @@ def _prepare(place: State, settings: Settings, extra: str) -> Supervisor:
         for service in services_of(place, settings):
             supervisor.stop(service)
     return supervisor
+
+
+def _install(place: State, extra: str) -> bool:
+    """Debian's and Python's packages, both at once; returns whether the Python environment was renewed."""
+    packages.install(packages.PYTHON)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        renewed = thread.submit(virtualenv.install, place, extra)
+        packages.install(packages.needed())
+        return renewed.result()
 
 
 def services_of(place: State, settings: Settings) -> list[Service]:

@@ -194,7 +194,7 @@ async def test_an_id_that_another_has_is_409(fleet: Cluster) -> None:
 
 async def test_an_id_about_to_be_taken_is_409(fleet: Cluster) -> None:
     old, new = await make(fleet, node="node1"), name()
-    with scripted(fleet, "node1", delays={"container.rename": 0.4}):
+    with scripted(fleet, "node1", delays={"container.rename": 1.0}):
         answer = await fleet.call("POST", f"/1.0/vz/{old}", {"name": new}, 202)
         await fleet.refused("POST", f"/1.0/vz/{new}", {"source": EMPTY}, 409)
         await fleet.call("GET", f"{answer['operation']}/wait")

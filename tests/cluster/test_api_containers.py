@@ -217,7 +217,7 @@ async def test_every_other_hostname_is_refused(fleet: Cluster, hostname: str) ->
 
 async def test_a_container_exists_as_pending_from_the_202_on(fleet: Cluster) -> None:
     container = name()
-    with scripted(fleet, "node1", delays={"container.create": 0.5}):
+    with scripted(fleet, "node1", delays={"container.create": 1.0}):
         given = {"source": EMPTY, "node": "node1", "hostname": "early", "start": True}
         answer = await fleet.call("POST", f"/1.0/vz/{container}", given, 202)
         shown = await fleet.show(container)
@@ -234,7 +234,7 @@ async def _is(fleet: Cluster, container: str, status: str) -> bool:
 
 async def test_while_an_operation_works_on_it_others_are_409_with_its_url(fleet: Cluster) -> None:
     container = await make(fleet, node="node1")
-    with scripted(fleet, "node1", delays={"container.start": 0.5}):
+    with scripted(fleet, "node1", delays={"container.start": 1.5}):
         answer = await fleet.call("PUT", f"/1.0/vz/{container}/state", {"action": "start"}, 202)
         for method, path, body in (
             ("PUT", "/state", {"action": "start"}),

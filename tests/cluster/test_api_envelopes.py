@@ -35,6 +35,7 @@ PATHS = {
     r"/1\.0/placement": "/1.0/placement",
     r"/1\.0/metadata/configuration": "/1.0/metadata/configuration",
     r"/1\.0/internal/images/([0-9a-f]{64})": "/1.0/internal/images/" + "0" * 64,
+    r"/ui/([^/]*)": "/ui/index.html",
     r"/1\.0/internal/transfers/([0-9a-f-]{36})": "/1.0/internal/transfers/" + "0" * 36,
 }
 MATRIX = [

@@ -66,7 +66,7 @@ async def test_the_list_is_by_status_newest_first(fleet: Cluster) -> None:
 
 async def test_filters(fleet: Cluster) -> None:
     one, other = await make(fleet, node="node1"), await make(fleet, node="node2")
-    with scripted(fleet, "node1", delays={"container.start": 0.5}):
+    with scripted(fleet, "node1", delays={"container.start": 1.0}):
         answer = await fleet.call("PUT", f"/1.0/vz/{one}/state", {"action": "start"}, 202)
         running = await listed(fleet, "?status=running")
         assert answer["operation"] in running["running"] and running.keys() == {"running"}
@@ -107,7 +107,7 @@ async def test_they_stay_when_their_container_is_gone(fleet: Cluster) -> None:
 
 async def test_wait_answers_at_the_end_and_with_a_timeout_before(fleet: Cluster) -> None:
     container = await make(fleet, node="node1")
-    with scripted(fleet, "node1", delays={"container.start": 1.5}):
+    with scripted(fleet, "node1", delays={"container.start": 2.5}):
         answer = await fleet.call("PUT", f"/1.0/vz/{container}/state", {"action": "start"}, 202)
         url = f"{answer['operation']}/wait"
         at_once = (await fleet.call("GET", f"{url}?timeout=0"))["metadata"]
@@ -186,7 +186,7 @@ async def test_what_has_ended_or_never_was_cannot_be_cancelled(fleet: Cluster) -
 
 async def test_a_deletion_that_has_begun_cannot_be_cancelled(fleet: Cluster) -> None:
     container = await make(fleet, node="node1")
-    with scripted(fleet, "node1", delays={"container.delete": 0.5}):
+    with scripted(fleet, "node1", delays={"container.delete": 1.0}):
         answer = await fleet.call("DELETE", f"/1.0/vz/{container}", None, 202)
         assert answer["metadata"]["may_cancel"] is False
         await fleet.refused("DELETE", answer["operation"], None, 400)

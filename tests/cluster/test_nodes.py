@@ -89,7 +89,7 @@ async def test_a_wrong_secret_is_403(fleet: Cluster) -> None:
 
 
 async def test_a_node_out_of_reach(tmp_path: Path) -> None:
-    async with cluster(tmp_path, nodes=2, heartbeat_timeout=1.5) as fleet:
+    async with cluster(tmp_path, nodes=2, heartbeat_timeout=3.0) as fleet:
         running = await make(fleet, start=True, node="node1", config={"limits.memory": "256MB"})
         stopped = await make(fleet, node="node1")
         await make(fleet, node="node2")

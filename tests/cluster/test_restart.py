@@ -92,7 +92,7 @@ async def test_an_operation_survives_its_agents_restart(fleet: Cluster) -> None:
 
 
 async def test_a_node_away_over_the_controllers_restart_keeps_its_last_figures(tmp_path: Path) -> None:
-    async with cluster(tmp_path, nodes=2, heartbeat_timeout=1.5) as fleet:
+    async with cluster(tmp_path, nodes=2, heartbeat_timeout=3.0) as fleet:
         container = await make(fleet, start=True, node="node1", config={"limits.memory": "256MB"})
         failed = name()
         with scripted(fleet, "node1", faults=[{"command": "container.create", "container": failed}]):

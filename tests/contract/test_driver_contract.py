@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from common.errors import Conflict, InvalidRequest, NotFound
 from common.messages import ContainerReport, ContainerSpec
 from common.states import Status
 from tests.helpers.busybox import PROGRAM, busybox_archive
-from tests.lxc.conftest import leftovers, own_network, until  # noqa: F401 -- a fixture
+from tests.lxc.conftest import leftovers, own_network, state_directory  # noqa: F401 -- fixtures
 
 CONFIG = {"limits.memory": "64MiB", "limits.processes": "50"}
 pytestmark = pytest.mark.timeout(120)
@@ -47,12 +48,12 @@ def make_driver(kind: str, config: AgentConfig) -> Driver:
 
 
 @pytest.fixture(params=["fake", pytest.param("lxc", marks=pytest.mark.lxc), pytest.param("dir", marks=pytest.mark.lxc)])
-async def subject(request: pytest.FixtureRequest, passable_path: Path) -> AsyncIterator[Subject]:
+async def subject(request: pytest.FixtureRequest, state_directory: Path) -> AsyncIterator[Subject]:
     """`dir` is LXC on plain directories."""
     kind = request.param
     name = request.getfixturevalue("own_network") if kind != "fake" else "vzt-fake"
     config = AgentConfig(
-        state=passable_path / "state",
+        state=state_directory,
         node="test",
         driver="fake" if kind == "fake" else "lxc",
         storage="dir" if kind == "dir" else "btrfs",
@@ -61,7 +62,6 @@ async def subject(request: pytest.FixtureRequest, passable_path: Path) -> AsyncI
         subnet="10.91.8.0/24",
         cgroup=name,
     )
-    config.state.mkdir(mode=0o711)
     subject = Subject(make_driver(kind, config), config)
     try:
         await subject.driver.open(subject.hear)
@@ -70,6 +70,8 @@ async def subject(request: pytest.FixtureRequest, passable_path: Path) -> AsyncI
     finally:
         await subject.driver.shut_down()
         await subject.driver.purge()
+    for file in config.state.glob("fake"):
+        shutil.rmtree(file)
     if kind != "fake":
         assert leftovers(config) == []
 

@@ -146,10 +146,12 @@ def test_one_node_from_nothing_to_nothing(place: Place) -> None:
     assert {name: place.pid(name) for name in before} == before
     assert place.state.env_file.read_text() == env
 
+    init = place.request("GET", "/1.0/vz/demo/state")["pid"]
     os.kill(before["agent-node1"], signal.SIGKILL)
     place.run()
     assert place.pid("controller") == before["controller"]
     assert place.pid("agent-node1") != before["agent-node1"]
+    assert place.request("GET", "/1.0/vz/demo/state")["pid"] == init
 
     place.run("--down")
     assert place.traces() == []
@@ -174,6 +176,20 @@ def test_nodes_in_namespaces_come_back_after_these_are_gone(place: Place) -> Non
     assert container["status"]["status"] == "Running"
     assert container["node"] in ("node1", "node2")
     place.purge()
+
+
+def test_new_sources_restart_the_processes_and_no_container(place: Place) -> None:
+    place.run(*two_ports())
+    before = {name: place.pid(name) for name in ("controller", "agent-node1")}
+    init = place.request("GET", "/1.0/vz/demo/state")["pid"]
+    assert init > 1
+    with (place.program.parents[1] / "common" / "__init__.py").open("a") as source:
+        source.write("\n# changed\n")
+    place.run()
+    assert all(place.pid(name) != number for name, number in before.items())
+    assert place.request("GET", "/1.0/vz/demo/state")["pid"] == init
+    installed = next(place.state.venv.glob("lib/python3*/site-packages/common/__init__.py"))
+    assert "# changed" in installed.read_text()
 
 
 def test_an_agent_of_another_state_directory_joins(place: Place) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import secrets
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +47,10 @@ class Node:
         fingerprint = fingerprint_of(archive)
         file = self.config.state / f"{fingerprint}.tar"
         file.write_bytes(archive)
-        await self.driver.unpack_image(fingerprint, "rootfs", file, privileged, lambda stage, percent: None)
-        file.unlink()
+        try:
+            await self.driver.unpack_image(fingerprint, "rootfs", file, privileged, lambda stage, percent: None)
+        finally:
+            file.unlink()
         return fingerprint
 
     async def running(self, id: str = "101", **config: str) -> int:
@@ -105,6 +108,17 @@ def own_network() -> Iterator[str]:
         subprocess.run(["ip", "netns", "delete", name], check=True, timeout=10)
 
 
+@pytest.fixture
+def state_directory() -> Iterator[Path]:
+    """A place for a node's state; not in pytest's own, which each new session closes to containers' mapped roots."""
+    directory = Path(tempfile.mkdtemp(prefix="vzt-", dir="/var/tmp"))
+    directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        directory.rmdir()
+
+
 def make_config(state: Path, name: str, **settings: Any) -> AgentConfig:
     """Settings of a node whose names are the test's own."""
     values = {"managed_bridge": "vztbr0", "subnet": "10.91.7.0/24", "pool_size": 1024 * MIB, "storage": "btrfs"}
@@ -112,10 +126,9 @@ def make_config(state: Path, name: str, **settings: Any) -> AgentConfig:
 
 
 @pytest.fixture(params=["btrfs"])
-async def node(request: pytest.FixtureRequest, passable_path: Path, own_network: str) -> AsyncIterator[Node]:
+async def node(request: pytest.FixtureRequest, state_directory: Path, own_network: str) -> AsyncIterator[Node]:
     """An open driver with the busybox image; `indirect` chooses the storage."""
-    config = make_config(passable_path / "state", own_network, storage=request.param)
-    config.state.mkdir(mode=0o711)
+    config = make_config(state_directory, own_network, storage=request.param)
     driver = LxcDriver(config, SystemClock())
     made = Node(driver, config)
     try:

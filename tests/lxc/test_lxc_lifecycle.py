@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -63,7 +64,8 @@ async def test_a_reboot_from_inside_is_followed(node: Node) -> None:
     pid = await node.running()
     node.attach("101", "reboot", "-f")
     again = await until(lambda: _pid_other_than(node, pid))
-    assert Path(f"/proc/{again}").stat().st_uid == node.config.first_id
+    # LXC's child becomes the container's init only when it has set everything up.
+    await until(lambda: Path(f"/proc/{again}").stat().st_uid == node.config.first_id)
     await until(lambda: node.heard, timeout=2)
     assert node.heard[-1][0].status == Status.RUNNING
     await node.driver.stop("101", 30, force=False)
@@ -75,15 +77,23 @@ async def _pid_other_than(node: Node, pid: int) -> int | None:
     return now if now != pid else None
 
 
+def by_hand(*command: str) -> None:
+    subprocess.run(command, check=True, timeout=20)
+
+
+def interfaces() -> str:
+    return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True, timeout=10).stdout
+
+
 async def test_hands_on_the_host_are_noticed(node: Node) -> None:
     await node.driver.create(node.spec(), node.image)
     place = ["-P", str(node.config.state / "lxc"), "-n", "101"]
-    subprocess.run(["lxc-start", *place, "-d"], check=True, timeout=20)
+    by_hand("lxc-start", *place, "-d")
     await until(lambda: node.heard, timeout=2)
     assert node.heard[-1][0].status == Status.RUNNING
-    subprocess.run(["lxc-stop", *place, "-k"], check=True, timeout=20)
+    by_hand("lxc-stop", *place, "-k")
     await until(lambda: node.heard[-1][0].status == Status.STOPPED, timeout=2)
-    subprocess.run(["rm", "-r", str(node.config.state / "lxc/101")], check=True, timeout=20)
+    shutil.rmtree(node.config.state / "lxc/101")
     await until(lambda: node.heard[-1][1], timeout=2)
     assert await node.driver.containers() == []
 
@@ -137,8 +147,7 @@ async def test_a_failed_start_says_why_and_leaves_nothing(node: Node) -> None:
     with pytest.raises(DriverFailed, match="init"):
         await node.driver.start("102")
     assert cgroups_of(node, "101") + cgroups_of(node, "102") == []
-    shown = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True, timeout=10).stdout
-    assert "veth" not in shown.replace("vztbr0", "")
+    assert "vz" not in interfaces().replace("vztbr0", "")
 
 
 async def test_a_cancelled_start_leaves_nothing(node: Node) -> None:

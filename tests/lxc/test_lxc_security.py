@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import platform
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.drivers.lxc import archive
 from agent.drivers.lxc import config as lxc_config
 from agent.drivers.lxc.seccomp import IOCTLS
 from common.errors import InvalidRequest, TooLarge
@@ -81,8 +81,6 @@ async def test_the_program_of_that_test_would_work(node: Node) -> None:
     place = node.config.state / "pool"
     here = os.open(place, os.O_RDONLY)
     try:
-        import fcntl
-
         fcntl.ioctl(here, IOCTLS["BTRFS_IOC_SUBVOL_CREATE"], bytearray(struct.pack("=q4088s", 0, b"nested")))
     finally:
         os.close(here)
@@ -91,10 +89,10 @@ async def test_the_program_of_that_test_would_work(node: Node) -> None:
 
 async def test_no_escape_from_the_cgroup(node: Node) -> None:
     await node.running(limits__memory="64MiB", limits__processes="40")
-    script = "for f in $(find /sys/fs/cgroup -name memory.limit_in_bytes -o -name memory.max -o -name pids.max); do echo max > $f; echo -1 > $f; done"
+    files = "-name memory.limit_in_bytes -o -name memory.max -o -name pids.max"
+    script = f"for f in $(find /sys/fs/cgroup {files}); do echo max > $f; echo -1 > $f; done"
     node.attach("101", "sh", "-c", script)
     assert node.driver.sample(["101"])[0].memory_limit == 64 * 2**20
-    assert "/sys/fs/cgroup/.." not in node.attach("101", "sh", "-c", "ls /sys/fs/cgroup").stdout
 
 
 HOSTILE_NAMES = ["../../../../../../{out}/evil", "/{out}/evil", "a/../../../../../{out}/evil"]
@@ -231,4 +229,3 @@ async def test_contents_travel_exactly(node: Node) -> None:
     assert os.getxattr(there / "root/owned", "user.note") == b"value"
     assert (there / "root/new\nline").readlink() == Path("../etc/../x")
     assert (there / "root/sparse").stat().st_blocks < 100
-    assert archive.CHUNK > 0

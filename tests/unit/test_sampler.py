@@ -11,7 +11,7 @@ import pytest
 
 from agent.config import AgentConfig
 from agent.drivers.fake import FakeDriver
-from agent.sampler import PER_MESSAGE, Sampler, batches
+from agent.sampler import PER_MESSAGE, YOUNG_INTERVAL, Sampler, batches, has_address
 from common import codec
 from common.clock import ManualClock
 from common.messages import (
@@ -102,3 +102,21 @@ def test_a_tick_of_many_containers_is_several_messages_that_fit(count: int, mess
     assert len(made) == messages
     assert [sample for message in made for sample in message.containers] == samples
     assert all(len(codec.encode(message)) < codec.MAX_MESSAGE for message in made)
+
+
+async def test_a_container_just_started_is_sampled_until_it_has_an_address(tmp_path: Path) -> None:
+    async with running(tmp_path, 3600) as (sampler, driver, ticks, connected):
+        await driver.create(spec(), None)
+        connected.set()
+        await asyncio.wait_for(ticks.get(), 5)
+        following = asyncio.create_task(sampler.follow_young())
+        try:
+            await driver.start("101")
+            sampler.follow("101")
+            (samples,) = await asyncio.wait_for(ticks.get(), 5)
+            assert has_address(samples.containers[0]) and samples.node is not None
+            await asyncio.sleep(3 * YOUNG_INTERVAL)
+            assert ticks.empty(), "it has its address: the ordinary tick is enough"
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)

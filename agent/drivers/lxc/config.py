@@ -78,7 +78,6 @@ def _isolation(settings: Settings, around: Surroundings) -> Lines:
 
 
 def _mounts(settings: Settings, around: Surroundings) -> Lines:
-    sysfs = "sys:mixed" if settings.privileged else "sys:rw"
     entries = ["/sys/fs/fuse/connections sys/fs/fuse/connections none bind,optional 0 0"]
     if settings.nesting:
         # As nesting.conf: an uncovered /proc and /sys, without which no further ones can be mounted inside.
@@ -88,7 +87,8 @@ def _mounts(settings: Settings, around: Surroundings) -> Lines:
         entries += [f"{LXCFS}/proc/{name} proc/{name} none bind,optional 0 0" for name in _LXCFS_FILES]
         cpus = "sys/devices/system/cpu"
         entries.append(f"{LXCFS}/{cpus} {cpus} none rbind,optional 0 0")
-    automatic = ("lxc.mount.auto", f"cgroup:mixed proc:mixed {sysfs}")
+    # With a writable /sys systemd-networkd waits for ever for a udev which no container has.
+    automatic = ("lxc.mount.auto", "cgroup:mixed proc:mixed sys:mixed")
     return [automatic, *(("lxc.mount.entry", entry) for entry in entries)]
 
 

@@ -145,7 +145,7 @@ class Lifecycle:
                 return
             try:
                 async with asyncio.timeout(timeout):
-                    send(watched.init, signal.Signals(number))
+                    send(watched.init, number)
                     freezer.thaw(self._host.cgroup(container))
                     await self._until_stopped(container)
             except TimeoutError:

@@ -78,4 +78,6 @@ class Updater:
         await asyncio.to_thread(rootfs.set_hostname, self._host.rootfs(new.id), new.hostname, owner)
         pid = self._lifecycle.pid(new.id)
         if pid is not None and old.hostname != new.hostname:
-            await run(["nsenter", f"--target={pid}", "--uts", "--", "hostname", "--", new.hostname], timeout=_TIMEOUT)
+            # hostname(1) refuses names that the kernel takes.
+            command = ["nsenter", f"--target={pid}", "--uts", "--", "tee", "/proc/sys/kernel/hostname"]
+            await run(command, timeout=_TIMEOUT, input=new.hostname.encode())
