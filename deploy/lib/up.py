@@ -36,23 +36,21 @@ def agent_here(place: State, settings: Settings, token: str | None) -> str:
 
 def _prepare(place: State, settings: Settings, extra: str) -> Supervisor:
     """All that must be there before the first service starts."""
-    renewed = _install(place, extra)
-    lxcfs.up()
-    _bring_up_fabric(place, settings)
+    packages.install(packages.PYTHON)
     supervisor = services.supervisor(place)
-    if renewed:
+    current = virtualenv.is_current(place, extra)
+    if not current:
+        # Stopped first: a process must not find half of its modules replaced. Containers run on.
         for service in services_of(place, settings):
             supervisor.stop(service)
-    return supervisor
-
-
-def _install(place: State, extra: str) -> bool:
-    """Debian's and Python's packages, both at once; returns whether the Python environment was renewed."""
-    packages.install(packages.PYTHON)
     with ThreadPoolExecutor(max_workers=1) as thread:
-        renewed = thread.submit(virtualenv.install, place, extra)
+        python = None if current else thread.submit(virtualenv.install, place, extra)
         packages.install(packages.needed())
-        return renewed.result()
+        if python is not None:
+            python.result()
+    lxcfs.up()
+    _bring_up_fabric(place, settings)
+    return supervisor
 
 
 def services_of(place: State, settings: Settings) -> list[Service]:

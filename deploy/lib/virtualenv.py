@@ -16,15 +16,14 @@ PACKAGES = ("common", "agent", "controller", "cli")
 INSTALL_TIMEOUT = 900.0
 
 
-def install(state: State, extra: str) -> bool:
-    """Install the packages, with an extra of setup.py ("" for an agent alone), unless they are there as they stand.
+def is_current(state: State, extra: str) -> bool:
+    """Whether the environment holds this checkout as it stands, with an extra of setup.py ("" for an agent alone)."""
+    stamp = _stamp(state)
+    return stamp.exists() and stamp.read_text() == _wanted(extra)
 
-    Returns whether anything was installed: then running processes have old code. Needs no network when it is not.
-    """
-    stamp = state.venv / "vzfleet.stamp"
-    now = f"{extra} {fingerprint(CHECKOUT)}\n"
-    if stamp.exists() and stamp.read_text() == now:
-        return False
+
+def install(state: State, extra: str) -> None:
+    """Install this checkout with an extra; the environment is made on the first run. Needs the network."""
     say("installing Python packages into an environment of their own")
     if not (state.venv / "bin" / "pip").exists():
         shutil.rmtree(state.venv, ignore_errors=True)
@@ -37,8 +36,15 @@ def install(state: State, extra: str) -> bool:
         pip = [str(state.python), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
         # Not compiled: most of it is never imported, and what is, is compiled once.
         run([*pip, "install", "--no-compile", "--", wanted], timeout=INSTALL_TIMEOUT)
-    write(stamp, now, 0o644)
-    return True
+    write(_stamp(state), _wanted(extra), 0o644)
+
+
+def _stamp(state: State) -> Path:
+    return state.venv / "vzfleet.stamp"
+
+
+def _wanted(extra: str) -> str:
+    return f"{extra} {fingerprint(CHECKOUT)}\n"
 
 
 def fingerprint(checkout: Path) -> str:

@@ -18,8 +18,10 @@ from common.errors import Conflict, InvalidRequest, NotFound
 from common.messages import ContainerReport, ContainerSpec
 from common.states import Status
 from tests.helpers.busybox import PROGRAM, busybox_archive
-from tests.lxc.conftest import leftovers, own_network, state_directory  # noqa: F401 -- fixtures
+from tests.lxc import conftest as machine
 
+own_network = machine.own_network
+node_directory = machine.state_directory
 CONFIG = {"limits.memory": "64MiB", "limits.processes": "50"}
 pytestmark = pytest.mark.timeout(120)
 
@@ -48,12 +50,12 @@ def make_driver(kind: str, config: AgentConfig) -> Driver:
 
 
 @pytest.fixture(params=["fake", pytest.param("lxc", marks=pytest.mark.lxc), pytest.param("dir", marks=pytest.mark.lxc)])
-async def subject(request: pytest.FixtureRequest, state_directory: Path) -> AsyncIterator[Subject]:
+async def subject(request: pytest.FixtureRequest, node_directory: Path) -> AsyncIterator[Subject]:
     """`dir` is LXC on plain directories."""
     kind = request.param
     name = request.getfixturevalue("own_network") if kind != "fake" else "vzt-fake"
     config = AgentConfig(
-        state=state_directory,
+        state=node_directory,
         node="test",
         driver="fake" if kind == "fake" else "lxc",
         storage="dir" if kind == "dir" else "btrfs",
@@ -73,7 +75,7 @@ async def subject(request: pytest.FixtureRequest, state_directory: Path) -> Asyn
     for file in config.state.glob("fake"):
         shutil.rmtree(file)
     if kind != "fake":
-        assert leftovers(config) == []
+        assert machine.leftovers(config) == []
 
 
 async def have_image(subject: Subject) -> str:

@@ -73,7 +73,7 @@ class LxcDriver(Driver):
         config = self._config
         require_passable(config.state)
         cgroups = Cgroups.detect()
-        await asyncio.to_thread(ids.allow, ids.IdMap(config.first_id, config.id_count))
+        await asyncio.to_thread(ids.allow, ids.IdMap(config.first_id, config.id_count), config.state / ids.MARK)
         network = Network(config)
         host = Host(config, await open_storage(config), network, cgroups)
         await host.open()

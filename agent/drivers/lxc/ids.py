@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+MARK = "ids-allowed"
+"""Name of the mark in the state directory."""
 FILES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 
@@ -24,23 +26,35 @@ class IdMap:
         return f"root:{self.first}:{self.count}"
 
 
-def allow(ids: IdMap, files: tuple[Path, ...] = FILES) -> bool:
-    """Give root the right to the range, as far as it has it not. True when a line was added."""
-    missing = [file for file in files if not _covered(_lines(file), ids)]
-    for file in missing:
-        _rewrite(file, lambda lines: lines if _covered(lines, ids) else [*lines, ids.line])
-    return bool(missing)
+def allow(ids: IdMap, mark: Path, files: tuple[Path, ...] = FILES) -> None:
+    """Give root the right to the range, as far as it has it not. `mark` notes that this node has added a line.
 
-
-def withdraw(ids: IdMap, files: tuple[Path, ...] = FILES) -> None:
-    """Take the line away that `allow` added. Absent is fine."""
+    Each node of a machine adds a line of its own, though they may be the same, so that one can go without the others.
+    """
+    if all(_given(_lines(file), ids, mark.exists()) for file in files):
+        return
     for file in files:
-        if ids.line in _lines(file):
-            _rewrite(file, lambda lines: [line for line in lines if line != ids.line])
+        _rewrite(file, lambda lines: lines if _given(lines, ids, mark.exists()) else [*lines, ids.line])
+    mark.touch()
 
 
-def _covered(lines: list[str], ids: IdMap) -> bool:
-    return any(_covers(line, ids) for line in lines)
+def _given(lines: list[str], ids: IdMap, marked: bool) -> bool:
+    """Whether the range is root's by our own line, or by one that no other node can take away."""
+    return any(_covers(line, ids) and (line != ids.line or marked) for line in lines)
+
+
+def withdraw(ids: IdMap, mark: Path, files: tuple[Path, ...] = FILES) -> None:
+    """Take the line away that `allow` added. Absent is fine."""
+    if not mark.exists():
+        return
+    for file in files:
+        _rewrite(file, lambda lines: _without_one(lines, ids.line))
+    mark.unlink()
+
+
+def _without_one(lines: list[str], line: str) -> list[str]:
+    place = lines.index(line) if line in lines else len(lines)
+    return lines[:place] + lines[place + 1 :]
 
 
 def _covers(line: str, ids: IdMap) -> bool:
@@ -56,9 +70,7 @@ def _lines(file: Path) -> list[str]:
 
 def _rewrite(file: Path, change: Callable[[list[str]], list[str]]) -> None:
     # Several agents of one machine may do this at once.
-    lock = os.open(
-        file.with_name(f".{file.name}.vzfleet"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-    )
+    lock = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = "".join(f"{line}\n" for line in change(_lines(file)))
@@ -67,5 +79,4 @@ def _rewrite(file: Path, change: Callable[[list[str]], list[str]]) -> None:
         new.chmod(0o644)
         new.replace(file)
     finally:
-        file.with_name(f".{file.name}.vzfleet").unlink(missing_ok=True)
         os.close(lock)

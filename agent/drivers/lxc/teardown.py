@@ -72,4 +72,4 @@ def _remove_files(config: AgentConfig) -> None:
             shutil.rmtree(directory)
     for name in ("seccomp.profile", "attach-cable", "network.json"):
         (config.state / name).unlink(missing_ok=True)
-    ids.withdraw(ids.IdMap(config.first_id, config.id_count))
+    ids.withdraw(ids.IdMap(config.first_id, config.id_count), config.state / ids.MARK)
