@@ -23,6 +23,7 @@ from common import VERSION, failpoints, logs
 from common.clock import SystemClock
 from common.errors import InvalidRequest, VzfleetError
 from common.names import check_node_name
+from common.process import watch_by_descriptor
 from common.units import parse_size
 
 DEFAULT_STATE = Path("/var/lib/vzfleet/agent")
@@ -164,6 +165,7 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         _set_up_logs(options)
+        watch_by_descriptor()
         match options.command:
             case "join":
                 asyncio.run(_join(options))

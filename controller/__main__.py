@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from common import logs
 from common.clock import SystemClock
 from common.errors import VzfleetError
+from common.process import watch_by_descriptor
 from controller import settings as settings_module
 from controller.api.base import ROLES
 from controller.app import App, prepare_state
@@ -106,6 +108,10 @@ def _token(settings: ControllerSettings, options: argparse.Namespace) -> int:
 def _run(settings: ControllerSettings, options: argparse.Namespace) -> int:
     if options.pid_file is not None:
         options.pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+    # Two descriptors an agent and one a client: the soft limit is often 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    watch_by_descriptor()
     try:
         asyncio.run(_serve(settings))
     finally:

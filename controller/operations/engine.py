@@ -167,7 +167,9 @@ class Engine:
             else:
                 state, output = await self._undo(context, step, state, decision), None
             over = machine.decide(kind.shape, state).act is Act.END
-            await self._record(running, context, step, state, output, over)
+            if over or state.undoing or output is not None or step.write is not None or context.answered:
+                await self._record(running, context, step, state, output, over)
+            # Else it found nothing to do, and would find that again after a restart: no commit for it.
             if running.operation.status.final:
                 break
             self._reach(f"{kind.name}/{context.place}/done")

@@ -173,7 +173,9 @@ class Images:
         try:
             self.check_aliases(aliases)
             facts = await inspect(staged.path)
-            return await self._keep(staged, facts.layout, dict(facts.properties), aliases, "", filename)
+            # metadata.yaml names the architecture outside its properties.
+            properties = {"architecture": facts.architecture} if facts.architecture else {}
+            return await self._keep(staged, facts.layout, {**properties, **facts.properties}, aliases, "", filename)
         finally:
             staged.discard()
 

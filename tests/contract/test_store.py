@@ -271,6 +271,20 @@ async def test_a_locked_database_is_unavailable_for_now(store: Store, url: str) 
     await store.write(add(ROW))
 
 
+async def test_a_lost_connection_is_unavailable_for_now(store: Store, url: str) -> None:
+    if store.sqlite:
+        pytest.skip("SQLite has no connections to lose")
+    server = create_engine(url, isolation_level="AUTOCOMMIT")
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> "
+    with server.connect() as connection:
+        connection.execute(text(others + "pg_backend_pid()"))
+    server.dispose()
+    with pytest.raises(Unavailable):
+        await store.write(add(ROW))
+    await store.write(add(ROW))
+    assert await ids(store) == {"101"}
+
+
 async def test_a_database_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path / 'missing' / 'store.db'}")
     with pytest.raises(Unavailable):
