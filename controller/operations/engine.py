@@ -169,7 +169,10 @@ class Engine:
             over = machine.decide(kind.shape, state).act is Act.END
             if over or state.undoing or output is not None or step.write is not None or context.answered:
                 await self._record(running, context, step, state, output, over)
-            # Else it found nothing to do, and would find that again after a restart: no commit for it.
+            else:
+                # It found nothing to do, and would find that again after a restart: no commit for it.
+                running.show(msgspec.structs.replace(running.operation, position=state.position))
+                context.operation = running.operation
             if running.operation.status.final:
                 break
             self._reach(f"{kind.name}/{context.place}/done")

@@ -91,7 +91,7 @@ class Changes:
         def prepare(transaction: Transaction) -> Operation:
             record = rows.require_ready(transaction, container)
             if name != container:
-                self._containers.free_id(transaction, name)
+                self._containers.free_id(transaction, name, "name")
                 if self._containers.nodes.has_unmanaged(record.node, name):
                     raise Conflict(f"an unmanaged container on node {record.node} has the id {name}", field="name")
             new = msgspec.structs.replace(spec_of(record), id=name, hostname=hostname or record.hostname)
@@ -158,7 +158,7 @@ class Changes:
     async def migrate(self, caller: Caller, id: str, body: CreateBody, source: MigrationSource) -> Operation:
         """Accept `source.type: migration`: an existing container moved to a node, or to another id."""
         check_container_id(id)
-        self._containers.get(check_container_id(source.source, "source.source"))
+        self._containers.get(check_container_id(source.source, "source.source"), "source.source")
         check_config(body.config or {})
         hostname = check_hostname(body.hostname) if body.hostname is not None else None
         description = check_description(body.description) if body.description is not None else None
@@ -263,7 +263,7 @@ class Changes:
 
     def _require_stopped(self, container: str, so_that: str) -> None:
         if self._is_running(container):
-            raise InvalidRequest("the container is running", field="id", allowed=f"stop it first, then {so_that}")
+            raise InvalidRequest("the container is running", field="name", allowed=f"stop it first, then {so_that}")
 
     def _require_whole(self, record: Container) -> None:
         if record.phase is not Phase.READY and record.operation is None:

@@ -56,11 +56,11 @@ class Containers:
         self._images = images
         self._clock = clock
 
-    def get(self, container: str) -> LiveContainer:
-        """The container. Raises NotFound."""
+    def get(self, container: str, field: str = "id") -> LiveContainer:
+        """The container. Raises NotFound naming `field`."""
         live = self.fleet.containers.get(container)
         if live is None:
-            raise NotFound(f"container {container[:64]} not found", field="id")
+            raise NotFound(f"container {container[:64]} not found", field=field)
         return live
 
     async def create(self, caller: Caller, container: str | None, body: CreateBody) -> Operation:
@@ -240,17 +240,17 @@ class Containers:
             reserved_disk=disk,
         )
 
-    def free_id(self, transaction: Transaction, id: str) -> None:
-        """Make sure that nobody has the id, or is about to. Raises Conflict or Busy."""
+    def free_id(self, transaction: Transaction, id: str, field: str = "id") -> None:
+        """Make sure that nobody has the id, or is about to. Raises Conflict naming `field`, or Busy."""
         present = rows.rows.get(transaction.connection, id)
         if present is not None:
             rows.require_idle(transaction, id)
             if present.phase is not Phase.FAILED:
-                raise Conflict(f"container {id} exists already", field="id")
+                raise Conflict(f"container {id} exists already", field=field)
             rows.rows.delete(transaction, id)
         claiming = operation_rows.claiming(transaction.connection, id)
         if claiming is not None:
-            raise Conflict(f"the id {id} is taken by operation {claiming}", field="id")
+            raise Conflict(f"the id {id} is taken by operation {claiming}", field=field)
 
     def reservation(self, config: dict[str, str], node: str) -> tuple[int, int]:
         """(memory, disk) in bytes that a configuration reserves on a node."""

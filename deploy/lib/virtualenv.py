@@ -25,6 +25,7 @@ def is_current(state: State, extra: str) -> bool:
 def install(state: State, extra: str) -> None:
     """Install this checkout with an extra; the environment is made on the first run. Needs the network."""
     say("installing Python packages into an environment of their own")
+    stamp = _wanted(extra)  # before the copy: what changes meanwhile is installed by the next run
     if not (state.venv / "bin" / "pip").exists():
         shutil.rmtree(state.venv, ignore_errors=True)
         run([sys.executable, "-m", "venv", str(state.venv)], timeout=300)
@@ -36,7 +37,7 @@ def install(state: State, extra: str) -> None:
         pip = [str(state.python), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
         # Not compiled: most of it is never imported, and what is, is compiled once.
         run([*pip, "install", "--no-compile", "--", wanted], timeout=INSTALL_TIMEOUT)
-    write(_stamp(state), _wanted(extra), 0o644)
+    write(_stamp(state), stamp, 0o644)
 
 
 def _stamp(state: State) -> Path:

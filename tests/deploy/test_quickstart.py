@@ -49,7 +49,7 @@ class Place:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the program on the state directory."""
-        command = [self.program, "--state", self.state.root, *arguments]
+        command = [str(self.program), "--state", str(self.state.root), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done

@@ -27,7 +27,7 @@ from controller.store import schema
 from controller.store import tokens as token_rows
 
 BUSYBOX: dict[str, Any] = {"type": "image", "properties": {"os": "busybox"}}
-QUICK = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.6, "sample_interval": 0.2}
+QUICK = {"heartbeat_interval": 0.2, "heartbeat_timeout": 8.0, "sample_interval": 0.2}
 DEADLINE = 30.0
 
 

@@ -78,6 +78,14 @@ FACTS = NodeFacts(
 )
 
 
+STATUS_AFTER: dict[type[Arguments], Status] = {
+    StartContainer: Status.RUNNING,
+    UnfreezeContainer: Status.RUNNING,
+    StopContainer: Status.STOPPED,
+    FreezeContainer: Status.FROZEN,
+}
+
+
 @dataclass
 class There:
     """A container on a scripted node."""
@@ -161,12 +169,9 @@ class ScriptedNodes:
                 self._find(node, container).snapshots.add(name)
             case DeleteSnapshot(container=container, snapshot=name):
                 self._find(node, container).snapshots.discard(name)
-            case StartContainer(container=container) | UnfreezeContainer(container=container):
-                self._find(node, container).status = Status.RUNNING
-            case StopContainer(container=container):
-                self._find(node, container).status = Status.STOPPED
-            case FreezeContainer(container=container):
-                self._find(node, container).status = Status.FROZEN
+            case _ if type(arguments) in STATUS_AFTER:
+                container = cast(StartContainer, arguments).container
+                self._find(node, container).status = STATUS_AFTER[type(arguments)]
             case _:
                 return None
         return self.report(node, container)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -105,22 +105,26 @@ class Operation(RuleBasedStateMachine):
 
 
 TestOperation = Operation.TestCase
+TestOperation.settings = settings(max_examples=300, stateful_step_count=20)
 
 
-@given(SHAPES, st.lists(st.booleans(), max_size=20))
-def test_it_always_ends(shape: Shape, outcomes: list[bool]) -> None:
-    state, acts = State(), 0
-    while (decision := machine.decide(shape, state)).act is not Act.END:
-        good = outcomes[acts] if acts < len(outcomes) else True
-        acts += 1
-        assert acts <= 2 * shape.steps
+@given(SHAPES, st.integers(0, 6), st.lists(st.booleans(), max_size=6))
+def test_it_always_ends_and_undoes_in_order(shape: Shape, fails: int, undos: list[bool]) -> None:
+    state, undone, failing = State(), [], iter(undos)
+    for _ in range(2 * shape.steps + 1):
+        decision = machine.decide(shape, state)
+        if decision.act is Act.END:
+            break
         if decision.act is Act.DO:
-            state = machine.done(state) if good else machine.failed(state, DriverFailed("no"))
-        elif good:
+            state = machine.failed(state, DriverFailed("no")) if decision.step == fails else machine.done(state)
+        elif next(failing, True):
+            undone.append(decision.step)
             state = machine.undone(state, decision.step)
         else:
             state = machine.undo_failed(state, DriverFailed("no"))
-    assert not machine.may_cancel(shape, state)
+    assert machine.decide(shape, state).act is Act.END and not machine.may_cancel(shape, state)
+    due = [step for step in range(fails, -1, -1) if shape.undoable[step]] if fails < shape.no_return else []
+    assert undone == due if all(undos) else undone == due[: len(undone)]
 
 
 def test_the_first_reason_and_its_step_are_kept() -> None:

@@ -151,6 +151,7 @@ def test_what_is_preferred() -> None:
     other = replace(NODE, name="n2")
     crowded = replace(NODE, peers=3)
     assert place([NODE, other], Wanted(), Policy()).node == "n1"
+    assert place([other, NODE], Wanted(), Policy()).node == "n1", "equal nodes go by their names"
     assert place([crowded, other], Wanted(), Policy()).node == "n1"
     assert place([crowded, other], Wanted(), Policy(spread_by_hostname=True)).node == "n2"
     assert place([replace(NODE, memory_free=GB), other], Wanted(), Policy()).node == "n2"
