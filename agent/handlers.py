@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from agent.images import Images
 from agent.progress import ProgressReporter
 from agent.sampler import Sampler
 from agent.transfers import Transfers
+from common.errors import Conflict, NotFound
 from common.messages import (
     COMMANDS,
     Arguments,
@@ -85,6 +87,12 @@ async def _receive(node: Node, arguments: ReceiveContainer, report: ProgressRepo
 
 
 async def _delete(node: Node, arguments: DeleteContainer, _report: ProgressReporter) -> Done:
+    # Where nothing is left to be seen, the driver still removes what a crash may have left.
+    with contextlib.suppress(NotFound):
+        present = await node.driver.inspect(arguments.container)
+        if present.generation != arguments.generation:
+            text = f"container {present.id} here is of generation {present.generation}, not {arguments.generation}"
+            raise Conflict(text, field="generation")
     await node.driver.delete(arguments.container, arguments.force)
     return Outcome(), None
 

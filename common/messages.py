@@ -350,9 +350,13 @@ class ReceiveContainer(Arguments, frozen=True, tag="container.receive"):
 
 
 class DeleteContainer(Arguments, frozen=True, tag="container.delete"):
-    """Remove a container with its snapshots; stops it first when `force`. Absent is success."""
+    """Remove a container with its snapshots; stops it first when `force`. Absent is success.
+
+    One of another generation is not the one that is meant, and stays.
+    """
 
     container: Name
+    generation: Count
     force: bool = False
 
 

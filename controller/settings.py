@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from common.errors import InvalidRequest
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[float, Meta(gt=0)]
 
 
 class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,27 +20,27 @@ class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     state: Path
     host: str = "0.0.0.0"  # noqa: S104 - the API is meant for the network; everything but GET / needs a token
-    port: int = 8443
-    agent_port: int = 8444
+    port: Port = 8443
+    agent_port: Port = 8444
     addresses: tuple[str, ...] = ()
     """Names and addresses by which others reach the controller; they stand in its certificate and in join tokens."""
     database_url: str = ""
     """SQLAlchemy URL; empty means `controller.db` in the state directory."""
-    overcommit_memory: float = 1.0
+    overcommit_memory: Positive = 1.0
     """How many times a node's memory may be promised to containers."""
-    overcommit_disk: float = 1.0
+    overcommit_disk: Positive = 1.0
     """How many times a node's disk may be promised to containers."""
     spread_by_hostname: bool = False
     """Prefer nodes with fewer containers whose hostname has the same prefix (up to the last dash and digits)."""
-    heartbeat_interval: float = 1.5
-    heartbeat_timeout: float = 8.0
-    sample_interval: float = 5.0
-    operation_history: float = 30 * 86400.0
+    heartbeat_interval: Positive = 1.5
+    heartbeat_timeout: Positive = 8.0
+    sample_interval: Positive = 5.0
+    operation_history: Positive = 30 * 86400.0
     """How long ended operations are kept."""
-    join_token_lifetime: float = 3600.0
-    max_upload: int = 10 * 2**30
+    join_token_lifetime: Positive = 3600.0
+    max_upload: Annotated[int, Meta(gt=0)] = 10 * 2**30
     """Largest image file that may be uploaded."""
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
     def url(self) -> str:

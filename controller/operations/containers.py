@@ -106,7 +106,9 @@ async def _create(context: Context) -> None:
 async def _delete_created(context: Context) -> None:
     wanted = context.parameters(CreateParameters)
     if not context.refused:
-        await context.command(wanted.node, DeleteContainer(wanted.spec.id, force=True), wanted.spec.generation)
+        await context.command(
+            wanted.node, DeleteContainer(wanted.spec.id, wanted.spec.generation, force=True), wanted.spec.generation
+        )
 
 
 async def _start_created(context: Context) -> None:
@@ -225,7 +227,9 @@ RENAME = Kind(
 
 async def _delete(context: Context) -> None:
     wanted = context.parameters(DeleteParameters)
-    await context.command(wanted.node, DeleteContainer(wanted.container, wanted.force), wanted.generation)
+    await context.command(
+        wanted.node, DeleteContainer(wanted.container, wanted.generation, wanted.force), wanted.generation
+    )
 
 
 def _deleted(transaction: Transaction, operation: Operation) -> None:

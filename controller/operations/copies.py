@@ -83,7 +83,9 @@ async def _copy(context: Context) -> None:
 async def _delete_copy(context: Context) -> None:
     wanted = context.parameters(CopyParameters)
     if not context.refused:
-        await context.command(wanted.node, DeleteContainer(wanted.spec.id, force=True), wanted.spec.generation)
+        await context.command(
+            wanted.node, DeleteContainer(wanted.spec.id, wanted.spec.generation, force=True), wanted.spec.generation
+        )
 
 
 async def _clean(context: Context) -> dict[str, str] | None:

@@ -61,7 +61,9 @@ async def _transfer(context: Context) -> None:
 async def _delete_there(context: Context) -> None:
     move = context.parameters(MoveParameters)
     if not context.refused:
-        await context.command(move.node, DeleteContainer(move.new.id, force=True), move.new.generation)
+        await context.command(
+            move.node, DeleteContainer(move.new.id, move.new.generation, force=True), move.new.generation
+        )
 
 
 async def _start_there(context: Context) -> None:
@@ -95,7 +97,9 @@ def _belongs_there(transaction: Transaction, operation: Operation) -> None:
 async def _delete_here(context: Context) -> dict[str, str] | None:
     move = context.parameters(MoveParameters)
     try:
-        await context.command(move.source_node, DeleteContainer(move.old.id, force=True), move.old.generation)
+        await context.command(
+            move.source_node, DeleteContainer(move.old.id, move.old.generation, force=True), move.old.generation
+        )
     except VzfleetError as error:
         # The container has moved and works: what stayed behind is shown as unmanaged there.
         log.error("a moved container stayed behind", extra={"operation": context.operation.id, "reason": error.text})

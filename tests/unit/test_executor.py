@@ -85,7 +85,7 @@ async def test_the_whole_life_of_a_container(tmp_path: Path) -> None:
             assert result.outcome is not None
             assert result.outcome.container is not None
             assert result.outcome.container.status == status, arguments
-        assert (await parts.do("op/20/do", DeleteContainer("103"))).error is None
+        assert (await parts.do("op/20/do", DeleteContainer("103", 1))).error is None
         assert {report.id for report in await parts.driver.containers()} == {"102"}
 
 
@@ -193,7 +193,7 @@ async def test_an_accepted_command_may_wait_for_its_turn_past_its_expiry(tmp_pat
 async def test_one_container_one_command_at_a_time_in_order(tmp_path: Path) -> None:
     async with agent_parts(tmp_path) as parts:
         parts.driver.script.delays = {"container.create": 0.1, "container.start": 0.05}
-        for number, arguments in enumerate([CREATE, START, STOP, DeleteContainer("101")]):
+        for number, arguments in enumerate([CREATE, START, STOP, DeleteContainer("101", 1)]):
             parts.executor.receive(parts.command(f"op/{number}/do", arguments))
         await parts.result("op/3/do")
         assert [line.split()[0] for line in parts.effects()] == [
@@ -396,3 +396,12 @@ async def test_what_was_begun_before_a_restart_and_given_up_never_runs(tmp_path:
         assert given_up.error.code == "cancelled"
         assert await parts.do("op/1/do", CREATE) == given_up
         assert parts.effects() == []
+
+
+async def test_a_container_of_another_generation_is_not_deleted(tmp_path: Path) -> None:
+    async with agent_parts(tmp_path) as parts:
+        await parts.do("op/1/do", CREATE)
+        refused = await parts.do("op/2/do", DeleteContainer("101", 7, force=True), generation=7)
+        assert refused.error is not None
+        assert (refused.error.code, refused.error.field) == ("conflict", "generation")
+        assert (await parts.driver.inspect("101")).generation == 1
