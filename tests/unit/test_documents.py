@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from agent.config import AgentConfig
 from common.options import OPTIONS
 from controller.api.application import ROUTES
 from controller.documents import configuration
+from controller.settings import ControllerSettings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -42,3 +45,10 @@ def test_every_route_and_method_is_documented(pattern: str, methods: set[str]) -
 def test_nothing_else_is_documented() -> None:
     served = {re.sub(r"\([^)]*\)", "<>", pattern).replace("\\", "") for pattern, _ in ROUTES}
     assert {re.sub(r"<[^>]*>", "<>", path) for path in _documented()} <= served
+
+
+@pytest.mark.parametrize("settings", [ControllerSettings, AgentConfig])
+def test_every_setting_is_documented(settings: type[msgspec.Struct]) -> None:
+    text = (DOCS / "operating.md").read_text(encoding="utf-8")
+    names = {field.name for field in msgspec.structs.fields(settings)} - {"state"}
+    assert {name for name in names if f"`{name}`" not in text} == set()
