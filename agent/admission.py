@@ -63,14 +63,16 @@ def decide(command: Command, record: Record | None, fences: Fences, now: float) 
 
 
 def outdated(command: Command, fences: Fences) -> Stale | None:
-    """Why a later generation forbids a command: asked on arrival, and again when it has waited for its turn."""
-    for container in containers_of(command):
-        highest = fences.highest.get(container, 0)
-        if command.generation < highest:
-            return Stale(
-                f"the command is of generation {command.generation}, and {container} is of {highest}",
-                field="generation",
-            )
+    """Why a later generation forbids a command: asked on arrival, and again when it has waited for its turn.
+
+    A name that a container is given may be of an earlier, younger container: only the one worked on counts.
+    """
+    container = target_of(command.arguments)
+    highest = fences.highest.get(container, 0) if container is not None else 0
+    if command.generation < highest:
+        return Stale(
+            f"the command is of generation {command.generation}, and {container} is of {highest}", field="generation"
+        )
     return None
 
 

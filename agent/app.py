@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +23,9 @@ from agent.journal import Journal
 from agent.link import Link
 from agent.sampler import Sampler
 from agent.transfers import Transfers
-from common import codec, keys
+from common import codec, instance, keys
 from common.clock import Clock, SystemClock
-from common.errors import Conflict, TooLarge
+from common.errors import TooLarge
 from common.failpoints import FailPoints, never
 from common.messages import Command, ContainerReport, Inventory, StateChanged, Welcome
 from common.states import Status
@@ -175,12 +173,5 @@ def boot_record(config: AgentConfig) -> BootRecord:
 @contextmanager
 def only_one(state: Path) -> Iterator[None]:
     """Hold the state directory's lock. Raises Conflict while an agent runs in it."""
-    descriptor = os.open(state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"an agent is running in {state}: stop it first") from None
+    with instance.only_one(state / "agent.lock", "an agent"):
         yield
-    finally:
-        os.close(descriptor)

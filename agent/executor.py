@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 from collections.abc import Callable
@@ -171,7 +172,9 @@ class Executor:
             log.info("a command failed", extra={"code": error.code, "error": error.text})
             return Result(command.id, error=_wire(error))
         # Whatever a driver trips over ends this command alone, and the controller must hear of it.
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return Result(command.id, error=_wire(NoSpace("there is no room left on the node's disk")))
             log.exception("a command met a fault")
             return Result(command.id, error=_wire(Internal("the agent met a fault; its log tells more")))
         return Result(command.id, outcome=outcome, sampled_at=sampled_at)

@@ -17,7 +17,7 @@ from agent.admission import Record, containers_of
 from common.clock import Clock
 from common.codec import decode_from_agent, encode
 from common.errors import Internal, NoSpace, Unavailable
-from common.messages import Command, Result
+from common.messages import Command, Result, target_of
 
 _T = TypeVar("_T")
 KEEP_SECONDS = 7 * 24 * 3600.0
@@ -88,7 +88,9 @@ class Journal:
     async def begin(self, command: Command) -> None:
         """Note that a command is about to run, with its epoch and generation. A second time changes nothing."""
         epoch = max(self.epoch, command.epoch)
-        containers = containers_of(command)
+        target = target_of(command.arguments)
+        # A name that a container is given may be of an earlier, younger container: now it counts with this one's.
+        given = [name for name in containers_of(command) if name != target]
 
         def note(database: sqlite3.Connection) -> None:
             database.execute(
@@ -96,16 +98,21 @@ class Journal:
                 (command.id, str(command.arguments.__struct_config__.tag), self._clock.now().timestamp()),
             )
             _raise_epoch(database, epoch)
+            if target is not None:
+                database.execute(
+                    "INSERT INTO generations VALUES (?, ?) ON CONFLICT (container) "
+                    "DO UPDATE SET generation = max(generation, excluded.generation)",
+                    (target, command.generation),
+                )
             database.executemany(
-                "INSERT INTO generations VALUES (?, ?) ON CONFLICT (container) "
-                "DO UPDATE SET generation = max(generation, excluded.generation)",
-                [(container, command.generation) for container in containers],
+                "INSERT OR REPLACE INTO generations VALUES (?, ?)", [(name, command.generation) for name in given]
             )
 
         await self._run(note)
         self.epoch = max(self.epoch, epoch)
-        for container in containers:
-            self.generations[container] = max(self.generations.get(container, 0), command.generation)
+        if target is not None:
+            self.generations[target] = max(self.generations.get(target, 0), command.generation)
+        self.generations.update(dict.fromkeys(given, command.generation))
         self._begun += 1
         if self._begun % PRUNE_EVERY == 0:
             await self.prune()

@@ -141,10 +141,11 @@ class ContainerReport(Record, frozen=True):
 
 
 class ImageReport(Record, frozen=True):
-    """An image that a node holds, unpacked or as a file. `size` in bytes on the node."""
+    """An image that a node holds. `size` in bytes on the node; `mapped`: ready for containers with an id map."""
 
     fingerprint: Name
     size: Count
+    mapped: bool = True
 
 
 class ContainerSpec(Record, frozen=True):

@@ -77,6 +77,12 @@ async def end(process: asyncio.subprocess.Process) -> None:
         if pipe is not None:
             pipe.close()
     await process.wait()
+    if process.stdin is not None:
+        if not process.stdin.is_closing():
+            process.stdin.transport.abort()
+        # Python 3.11 complains of a broken pipe that nobody asked for.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await process.stdin.wait_closed()
 
 
 def _short(text: str) -> str:

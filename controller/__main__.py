@@ -14,6 +14,7 @@ from pathlib import Path
 from common import logs
 from common.clock import SystemClock
 from common.errors import VzfleetError
+from common.instance import only_one
 from common.process import watch_by_descriptor
 from controller import settings as settings_module
 from controller.api.base import ROLES
@@ -106,6 +107,13 @@ def _token(settings: ControllerSettings, options: argparse.Namespace) -> int:
 
 
 def _run(settings: ControllerSettings, options: argparse.Namespace) -> int:
+    schema.check(settings.url)
+    # Two of them on one database would both carry out its operations.
+    with only_one(settings.state / "controller.lock", "a controller"):
+        return _run_alone(settings, options)
+
+
+def _run_alone(settings: ControllerSettings, options: argparse.Namespace) -> int:
     if options.pid_file is not None:
         options.pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
     # Two descriptors an agent and one a client: the soft limit is often 1,024.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import platform
 import uuid
@@ -105,8 +106,9 @@ class App:
             epoch=epoch,
             settings=LinkSettings(settings.heartbeat_interval, settings.heartbeat_timeout, settings.sample_interval),
             listener=self.nodes,
+            over=lambda command: self.engine.over(command),
         )
-        services = self._services(tls, key.public, epoch)
+        services = self._services(tls, key, epoch)
         await self.nodes.restore_figures()
         for name, node in self.fleet.nodes.items():
             self.dispatcher.enrol(name, node.record.public_key)
@@ -117,9 +119,11 @@ class App:
         self._tasks.start(self._prune(), "prune")
         log.info("controller started", extra={"port": self.port, "epoch": epoch, "nodes": len(self.fleet.nodes)})
 
-    def _services(self, tls: certificates.Certificates, public_key: str, epoch: int) -> Services:
+    def _services(self, tls: certificates.Certificates, key: keys.KeyPair, epoch: int) -> Services:
         relay = Relay()
-        images = Images(self.store, self.fleet, self._files, (BusyboxBuilder(), DebianBuilder()), self._clock)
+        ticket_key = hashlib.sha256(f"image tickets {key.secret}".encode()).digest()
+        builders = (BusyboxBuilder(), DebianBuilder())
+        images = Images(self.store, self.fleet, self._files, builders, self._clock, ticket_key)
         resources = Resources(self.fleet, self.dispatcher, images, relay, self._clock)
         self.engine = Engine(self.store, KINDS, resources, self.dispatcher.acknowledge, from_environment())
         operations = Operations(self.store, self.engine, self._clock)
@@ -131,7 +135,7 @@ class App:
             self.settings,
             self._clock,
             authority=tls.fingerprint,
-            public_key=public_key,
+            public_key=key.public,
         )
         server = ServerFacts(
             name=platform.node(),

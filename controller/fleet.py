@@ -47,7 +47,10 @@ class Unclaimed:
 
 @dataclass
 class LiveNode:
-    """A node's row, its status with the reason, its load, and the images it holds (None: no inventory yet)."""
+    """A node's row, its status with the reason, and its load.
+
+    `images` are those it holds, each with whether it is ready for containers with an id map; None: no inventory yet.
+    """
 
     record: Node
     status: NodeStatus = NodeStatus.OFFLINE
@@ -56,7 +59,7 @@ class LiveNode:
     last_seen: str | None = None
     sample: NodeSample | None = None
     sampled_at: float | None = None
-    images: set[str] | None = None
+    images: dict[str, bool] | None = None
     unclaimed: dict[str, Unclaimed] = field(default_factory=dict)
     containers: set[str] = field(default_factory=set)
 
@@ -206,7 +209,7 @@ class Fleet:
         node = self.nodes.get(name)
         if node is None:
             return
-        node.images = {image.fingerprint for image in inventory.images}
+        node.images = {image.fingerprint: image.mapped for image in inventory.images}
         node.last_seen = timestamp(self._clock.now())
         reports = {report.id: report for report in inventory.containers}
         node.unclaimed = {id: Unclaimed(report) for id, report in reports.items() if not self._belongs(name, report)}

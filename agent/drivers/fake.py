@@ -25,6 +25,7 @@ from common import VERSION
 from common.clock import Clock
 from common.errors import Conflict, DeadlinePassed, InvalidRequest, NotFound
 from common.messages import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
+from common.options import parse_config
 from common.states import Status
 from common.tasks import Tasks
 
@@ -132,8 +133,8 @@ class FakeDriver(Driver):
         await self._node.reach("container.create", spec.id)
         if self._node.present(spec):
             return
-        if image is not None and image not in self._node.world.images:
-            raise NotFound(f"image {image} is not on the node")
+        if image is not None and not await self.has_image(image, parse_config(spec.config).privileged):
+            raise NotFound(f"image {image} is not unpacked on this node", field="image")
         self._node.add("container.create", spec, f"image {image}" if image else "empty", [])
 
     async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:

@@ -65,7 +65,7 @@ class FakeWorld(Struct):
 
     def image_reports(self) -> list[ImageReport]:
         """The images as the wire shows them."""
-        return [ImageReport(fingerprint, image.size) for fingerprint, image in self.images.items()]
+        return [ImageReport(name, image.size, "mapped" in image.kinds) for name, image in self.images.items()]
 
 
 def load_world(path: Path) -> FakeWorld:

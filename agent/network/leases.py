@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
@@ -93,6 +94,10 @@ class Reservations:
         self._used.discard(before.address)
         self._file(hwaddr).unlink(missing_ok=True)
         return str(before.address)
+
+    def others(self, hwaddrs: Collection[str]) -> list[str]:
+        """The cards with a reservation which are not among these."""
+        return sorted(self._by_hwaddr.keys() - set(hwaddrs))
 
     def _free_address(self, hwaddr: str) -> IPv4Address:
         # Beginning where the card's hash says gives it the same address again, and leaves freed ones alone for long.

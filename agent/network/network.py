@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import re
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -80,12 +81,15 @@ class Network:
             await bridge.require_unused(self.bridge)
         # Remembered before anything is made: after a crash it is known to be ours.
         self._save(NetworkState(self.bridge, str(network)))
+        new = not bridge.exists(self.bridge)
         await bridge.ensure(self.bridge, gateway)
         bridge.enable_forwarding()
         await nat.ensure(self.bridge, network)
         self._reservations = Reservations(self._directory, network)
         self._reservations.load()
         dhcp = Dnsmasq(self.bridge, gateway, self._directory)
+        if new:
+            await dhcp.stop()  # one that served a bridge removed by hand does not hear this one
         await dhcp.open()
         self._dhcp = dhcp
         self.subnet = str(network)
@@ -148,6 +152,14 @@ class Network:
             if address is not None:
                 dhcp.reload()
                 dhcp.release(hwaddr, address)
+
+    async def keep_only(self, hwaddrs: Collection[str]) -> None:
+        """Give back the addresses of all other cards: a crash before their containers were there left them."""
+        if not self._managed:
+            return
+        for hwaddr in self._opened()[0].others(hwaddrs):
+            log.warning("an address nobody uses is given back", extra={"hwaddr": hwaddr})
+            await self.release(hwaddr)
 
     def _opened(self) -> tuple[Reservations, Dnsmasq]:
         if self._reservations is None or self._dhcp is None:

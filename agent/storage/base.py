@@ -49,7 +49,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def clone(self, source: str) -> Path:
-        """A staging volume with the content of another one (crash-consistent)."""
+        """A staging volume with the content of another one (crash-consistent), without its limit."""
 
     @abstractmethod
     async def delete(self, volume: str) -> None:

@@ -84,6 +84,9 @@ class BtrfsStorage(VolumeTree):
         staging = self._staging / os.urandom(8).hex()
         try:
             btrfs.snapshot(source, staging)
+            # The kernel gives a snapshot its source's limit: a full one could not even be marked.
+            if self._figures(staging)[1] is not None:
+                btrfs.set_limit(staging, None)
         except OSError as error:
             raise translated(error, f"{source.name} cannot be cloned") from error
         return staging
@@ -99,8 +102,11 @@ class BtrfsStorage(VolumeTree):
 
     def usage(self, volume: str) -> tuple[int | None, int | None]:
         """True as of the pool's last commit, at most 30 s ago."""
+        return self._figures(self.path(volume))
+
+    def _figures(self, path: Path) -> tuple[int | None, int | None]:
         try:
-            group = f"{self._qgroups}/0_{btrfs.subvolume_id(self.path(volume))}"
+            group = f"{self._qgroups}/0_{btrfs.subvolume_id(path)}"
         except FileNotFoundError:
             return None, None
         limit = _number(f"{group}/max_referenced")

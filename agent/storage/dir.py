@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from agent.storage.volumes import VolumeTree, finished, make_directory
+from agent.storage.volumes import VolumeTree, finished, make_directory, remove_tree
 from common.errors import Unsupported
 from common.process import run
 
@@ -39,8 +39,7 @@ class DirStorage(VolumeTree):
         path.mkdir()
 
     def _remove(self, path: Path) -> None:
-        # The standard library's works by descriptors here: a link in the tree leads nowhere.
-        shutil.rmtree(path)
+        remove_tree(path)
 
     async def clone(self, source: str) -> Path:
         staging = await self.create()

@@ -77,8 +77,14 @@ class Transfer(Handler):
             self.sender = self.services.relay.sender(bearer(self))
 
     async def data_received(self, chunk: bytes) -> None:
-        if self.sender is not None:
+        if self.sender is None:
+            return
+        try:
             await self.sender.write(chunk)
+        except VzfleetError:
+            # The receiver is gone; the rest is not read. Both nodes answer their commands with why.
+            connection: Any = self.request.connection
+            connection.stream.close()
 
     async def put(self, _transfer: str) -> None:
         if self.sender is not None:

@@ -27,11 +27,18 @@ class Dispatcher:
     """The controller's side of the conversation with all agents.
 
     `epoch` grows with each start of the controller and fences the commands of its earlier lives. Nodes are known in
-    memory only: enrol them all before `start`.
+    memory only: enrol them all before `start`. `over` says whether nobody will ever ask for a command's result again.
     """
 
     def __init__(
-        self, *, router: Transport, clock: Clock, epoch: int, settings: LinkSettings, listener: LinkListener
+        self,
+        *,
+        router: Transport,
+        clock: Clock,
+        epoch: int,
+        settings: LinkSettings,
+        listener: LinkListener,
+        over: Callable[[str], bool] = lambda _command: False,
     ) -> None:
         self.drops = Drops(clock)
         self._router = router
@@ -41,7 +48,7 @@ class Dispatcher:
         self._peers: dict[str, Peer] = {}
         self._by_key: dict[str, Peer] = {}
         self._tasks = Tasks("dispatcher")
-        self._inbox = Inbox(self._by_key, self._sender, listener, clock, self.drops, self._tasks)
+        self._inbox = Inbox(self._by_key, self._sender, listener, clock, self.drops, self._tasks, over)
         self._watch = Watch(settings, clock.monotonic())
         self._ping_at = clock.monotonic()
         self._pings = 0

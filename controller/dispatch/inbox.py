@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from common.clock import Clock
 from common.codec import decode_from_agent
@@ -44,6 +44,7 @@ class Inbox:
         clock: Clock,
         drops: Drops,
         tasks: Tasks,
+        over: Callable[[str], bool],
     ) -> None:
         self._peers = peers
         self._sender = sender
@@ -51,6 +52,7 @@ class Inbox:
         self._clock = clock
         self._drops = drops
         self._tasks = tasks
+        self._over = over
 
     def receive(self, connection: bytes, key: str, payload: bytes) -> None:
         """Take a message; whatever is wrong with it is counted and goes no further."""
@@ -132,6 +134,9 @@ class Inbox:
         if call is None:
             if peer.acknowledgements.repeat(result.command):
                 peer.send_acknowledgements()
+            elif self._over(result.command):
+                # It is of an operation that ended in the controller's earlier life: it would be repeated for ever.
+                peer.acknowledge([result.command])
             else:
                 self._drops.count("result nobody waits for", node=peer.name, command=result.command)
             return

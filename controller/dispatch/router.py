@@ -54,7 +54,7 @@ class Router:
         self._zap: _Reader | None = None
 
     def start(self, receive: Receive) -> None:
-        """Bind and listen on the running event loop. Raises zmq.ZMQError when the address cannot be bound."""
+        """Bind and listen on the running event loop. Raises OSError when the address cannot be bound."""
         self._receive = receive
         self._context = zmq.Context()
         gate = self._context.socket(zmq.ROUTER)
@@ -69,9 +69,9 @@ class Router:
             socket.set(zmq.IPV6, int("[" in self._endpoint))
             socket.set(zmq.CURVE_SECRETKEY, self._keys.secret.encode())
             socket.bind(self._endpoint)
-        except zmq.ZMQError:
+        except zmq.ZMQError as error:
             self.close()
-            raise
+            raise OSError(error.errno, error.strerror, self._endpoint) from None
         self._zap.start()
         self._agents.start()
 

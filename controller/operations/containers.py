@@ -79,7 +79,7 @@ async def _distribute_image(context: Context) -> None:
         return
     node = context.resources.fleet.nodes.get(wanted.node)
     privileged = parse_config(wanted.spec.config).privileged
-    if not privileged and node is not None and fingerprint in (node.images or ()):
+    if not privileged and node is not None and (node.images or {}).get(fingerprint):
         return
     await _ensure_image(context, wanted.node, fingerprint, privileged)
 
@@ -93,8 +93,8 @@ async def _ensure_image(context: Context, node: str, fingerprint: str, privilege
     spec = ImageSpec(fingerprint, image.layout, image.size, path, ticket)
     await context.command(node, EnsureImage(spec, privileged), generation=0)
     live = context.resources.fleet.nodes.get(node)
-    if live is not None and live.images is not None and not privileged:
-        live.images.add(fingerprint)
+    if live is not None and live.images is not None:
+        live.images[fingerprint] = live.images.get(fingerprint, False) or not privileged
 
 
 async def _create(context: Context) -> None:

@@ -113,6 +113,10 @@ class Engine:
         running = self._running.get(operation.id)
         return operation if running is None else running.operation
 
+    def over(self, command: str) -> bool:
+        """Whether the operation of this command's id has ended, so that the node need not tell its result again."""
+        return command.partition("/")[0] not in self._running
+
     def may_cancel(self, operation: Operation) -> bool:
         """Whether a cancel would be heard."""
         kind = self._kinds.get(operation.kind)
@@ -173,9 +177,9 @@ class Engine:
                 # It found nothing to do, and would find that again after a restart: no commit for it.
                 running.show(msgspec.structs.replace(running.operation, position=state.position))
                 context.operation = running.operation
+            self._reach(f"{kind.name}/{context.place}/done")
             if running.operation.status.final:
                 break
-            self._reach(f"{kind.name}/{context.place}/done")
         if not running.operation.status.final:
             await self._record(running, context, None, state, None, over=True)
 

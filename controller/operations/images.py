@@ -47,7 +47,7 @@ async def _drop(context: Context) -> dict[str, Any] | None:
             continue
         try:
             await context.command(name, DropImage(fingerprint), 0, part=f"-{name}")
-            node.images.discard(fingerprint)
+            node.images.pop(fingerprint, None)
         except VzfleetError as error:
             kept[name] = error.text
     return {"kept": kept} if kept else None

@@ -64,6 +64,7 @@ class Changes:
         def prepare(transaction: Transaction) -> Operation:
             record = rows.require_ready(transaction, container)
             check_match(record, expected)
+            self._check_kind(record, body.config)
             new = msgspec.structs.replace(spec_of(record), config=body.config)
             text = record.description if description is None else description
             return self._change(transaction, caller, "container.update", record, new, text)
@@ -264,6 +265,15 @@ class Changes:
     def _require_stopped(self, container: str, so_that: str) -> None:
         if self._is_running(container):
             raise InvalidRequest("the container is running", field="name", allowed=f"stop it first, then {so_that}")
+
+    def _check_kind(self, record: Container, config: dict[str, str]) -> None:
+        """Refuse another kind of container while it runs: all its files change their owners."""
+        if parse_config(record.config).privileged != parse_config(config).privileged and self._is_running(record.id):
+            raise InvalidRequest(
+                "a running container does not become privileged, or unprivileged",
+                field="config.security.privileged",
+                allowed="stop it first",
+            )
 
     def _require_whole(self, record: Container) -> None:
         if record.phase is not Phase.READY and record.operation is None:

@@ -57,6 +57,7 @@ class Images:
         files: ImageFiles,
         builders: Sequence[Builder],
         clock: Clock,
+        ticket_key: bytes,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -66,7 +67,7 @@ class Images:
         self._building: dict[str, asyncio.Task[Image]] = {}
         self._listeners: dict[str, list[ReportProgress]] = {}
         self._uploads: dict[str, StagedImage] = {}
-        self._ticket_key = secrets.token_bytes(32)
+        self._ticket_key = ticket_key
 
     # ------------------------------------------------------------ finding
 
@@ -215,7 +216,7 @@ class Images:
     # ------------------------------------------------------------ fetching by nodes
 
     def ticket(self, fingerprint: str, operation: str) -> str:
-        """A token good for fetching one file for one operation, until the controller restarts."""
+        """A token good for fetching one file for one operation, also when the controller restarts meanwhile."""
         mark = hmac.new(self._ticket_key, f"{operation}/{fingerprint}".encode(), hashlib.sha256).hexdigest()
         return f"{operation}.{mark}"
 

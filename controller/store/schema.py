@@ -11,8 +11,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
-from common.errors import Conflict
+from common.errors import Conflict, Unavailable
 from controller.store.db import make_engine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -41,10 +42,12 @@ def upgrade(url: str) -> None:
 
 
 def check(url: str) -> None:
-    """Raise Conflict when the database is not at this version's schema; the text says what to do."""
+    """Raise Conflict when the database is not at this version's schema, Unavailable when it cannot be opened."""
     engine = make_engine(url, writer=True)
     try:
         current, wanted = _revisions(engine)
+    except OperationalError as error:
+        raise Unavailable(f"the database cannot be opened ({error.orig}): is this the right state directory?") from None
     finally:
         engine.dispose()
     if current is None:

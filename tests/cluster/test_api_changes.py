@@ -50,6 +50,16 @@ async def test_what_put_leaves_out_of_the_configuration_is_gone_and_the_descript
     assert shown["config"] == {} and shown["description"] == "stays"
 
 
+async def test_a_running_container_does_not_become_privileged(fleet: Cluster) -> None:
+    container = await make(fleet, start=True)
+    change = {"config": {"security.privileged": "true"}}
+    error = await fleet.refused("PUT", f"/1.0/vz/{container}", change, 400)
+    assert error["metadata"]["field"] == "config.security.privileged"
+    await fleet.done("PUT", f"/1.0/vz/{container}/state", {"action": "stop", "force": True})
+    await fleet.done("PUT", f"/1.0/vz/{container}", change)
+    assert (await fleet.show(container))["config"] == change["config"]
+
+
 async def test_the_status_in_the_body_is_ignored(fleet: Cluster) -> None:
     container = await make(fleet)
     for status in ({"status": "Running"}, "Running", None, 5, []):
@@ -170,6 +180,14 @@ async def test_another_id(fleet: Cluster) -> None:
     assert {**after, "status": 0} == {**before, "id": new, "status": 0} and after["status"]["status"] == "Stopped"
     assert (await fleet.call("GET", f"/1.0/vz/{new}/snapshots"))["metadata"] == [f"/1.0/vz/{new}/snapshots/s"]
     await fleet.done("POST", f"/1.0/vz/{old}", {"source": EMPTY})
+
+
+async def test_an_id_that_a_younger_container_had(fleet: Cluster) -> None:
+    old, other = await make(fleet, node="node1"), await make(fleet, node="node1")
+    await fleet.done("DELETE", f"/1.0/vz/{other}")
+    await fleet.done("POST", f"/1.0/vz/{old}", {"name": other})
+    await fleet.done("PUT", f"/1.0/vz/{other}/state", {"action": "start"})
+    assert (await fleet.show(other))["status"]["status"] == "Running"
 
 
 async def test_another_id_and_hostname_at_once(fleet: Cluster) -> None:

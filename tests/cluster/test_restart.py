@@ -78,6 +78,22 @@ async def test_an_agent_that_restarts_keeps_its_containers(fleet: Cluster) -> No
     assert effects(fleet, running) == ["container.create", "container.start"]
 
 
+async def test_an_image_held_for_privileged_containers_alone_is_unpacked_for_others_too(tmp_path: Path) -> None:
+    async with cluster(tmp_path, nodes=1) as fleet:
+        privileged = {"security.privileged": "true"}
+        container = await make(fleet, source=BUSYBOX, config=privileged)
+        fingerprint = (await fleet.show(container))["image"]["fingerprint"]
+        await fleet.stop_agent("node1")
+        await fleet.start_agent("node1")
+        await fleet.wait_for_node("node1", "Online")
+        await make(fleet, source=BUSYBOX)
+        for _ in range(2):
+            await fleet.done("DELETE", f"/1.0/images/{fingerprint}")
+            await make(fleet, source=BUSYBOX, config=privileged)
+        # It is dropped also where the node has it for privileged containers alone.
+        assert effects(fleet, fingerprint) == ["image.ensure", *["image.ensure", "image.drop"] * 2, "image.ensure"]
+
+
 async def test_an_operation_survives_its_agents_restart(fleet: Cluster) -> None:
     container = name()
     with scripted(fleet, "node2", delays={"container.start": 0.8}):

@@ -207,7 +207,7 @@ async def test_a_new_agent_finds_everything(subject: Subject) -> None:
     assert await subject.driver.inspect("101") == before
     assert await subject.driver.has_image(subject.image, privileged=False)
     assert not await subject.driver.has_image(subject.image, privileged=True)
-    assert [image.fingerprint for image in await subject.driver.images()] == [subject.image]
+    assert [(image.fingerprint, image.mapped) for image in await subject.driver.images()] == [(subject.image, True)]
     await subject.driver.stop("101", 30, force=False)
 
 

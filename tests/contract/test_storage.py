@@ -104,6 +104,19 @@ async def test_delete_follows_no_link(storage: Storage, tmp_path_factory: pytest
     assert (outside / "precious").exists()
 
 
+async def test_a_tree_of_any_depth_is_deleted(storage: Storage) -> None:
+    volume = await _volume(storage, "containers/a")
+    here = os.open(volume, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    await storage.delete("containers/a")
+    assert storage.volumes("containers") == [] and list((storage.root / "staging").iterdir()) == []
+
+
 async def test_rename_moves_a_volume_and_can_be_repeated(storage: Storage) -> None:
     await _volume(storage, "containers/a")
     await storage.rename("containers/a", "containers/b")
@@ -158,6 +171,19 @@ async def test_a_disk_limit_holds_or_is_refused(storage: Storage) -> None:
     await storage.set_limit("containers/a", None)
     _write(volume / "big", 40 * MIB)
     assert storage.usage("containers/a")[1] is None
+
+
+@pytest.mark.parametrize("storage", [_BTRFS], indirect=True)
+async def test_a_clone_of_a_full_volume_can_be_written(storage: Storage) -> None:
+    volume = await _volume(storage, "containers/a")
+    await storage.set_limit("containers/a", 10 * MIB)
+    with pytest.raises(OSError, match="quota"):
+        _write(volume / "big", 20 * MIB)
+    clone = await storage.clone("containers/a")
+    _write(clone / "note", MIB)
+    await storage.commit(clone, "snapshots/a/first")
+    assert storage.usage("snapshots/a/first")[1] is None
+    assert storage.usage("containers/a")[1] == 10 * MIB
 
 
 def _write(path: Path, size: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.cgroups import Cgroups
-from common.errors import DeadlinePassed, DriverFailed
+from common.errors import Conflict, DeadlinePassed, DriverFailed, NotFound
 from common.states import Status
 from tests.helpers.busybox import busybox_archive, with_files
 from tests.lxc.conftest import Node, leftovers, until
@@ -103,6 +103,26 @@ async def test_an_unmanaged_container_is_shown_and_left_alone(node: Node) -> Non
     (node.config.state / "lxc/byhand/config").write_text("lxc.rootfs.path = dir:/nonexistent\n")
     reports = await node.driver.containers()
     assert [(report.id, report.generation, report.status) for report in reports] == [("byhand", 0, Status.STOPPED)]
+    with pytest.raises(Conflict):
+        await node.driver.create(node.spec("byhand"), None)
+    with pytest.raises(NotFound):
+        await node.driver.inspect("byhand")
+    # What failed so can be deleted, and that touches nothing.
+    await node.driver.delete("byhand", force=True)
+    assert (node.config.state / "lxc/byhand/config").exists()
+
+
+async def test_freezing_by_hand_is_noticed_and_by_command_is_no_news(node: Node) -> None:
+    await node.running()
+    await node.driver.freeze("101")
+    await node.driver.unfreeze("101")
+    place = ["-P", str(node.config.state / "lxc"), "-n", "101"]
+    by_hand("lxc-freeze", *place)
+    await until(lambda: node.heard)
+    assert [report.status for report, _ in node.heard] == [Status.FROZEN]
+    by_hand("lxc-unfreeze", *place)
+    await until(lambda: len(node.heard) == 2)
+    assert node.heard[-1][0].status == Status.RUNNING
 
 
 async def test_a_deaf_init_outlives_a_graceful_stop(node: Node) -> None:
@@ -216,3 +236,37 @@ async def test_shut_down_takes_everything_and_keeps_the_data(node: Node) -> None
     await node.driver.open(node.hear)
     assert (await node.driver.inspect("101")).status == Status.STOPPED
     await node.driver.start("101")
+
+
+async def test_an_address_of_a_container_that_a_crash_prevented_is_given_back(node: Node) -> None:
+    await node.driver.create(node.spec(), node.image)
+    hosts = node.config.state / "dhcp" / "hosts"
+    (kept,) = hosts.iterdir()
+    (hosts / "00-16-3e-aa-aa-aa").write_text("00:16:3e:aa:aa:aa,10.91.7.77,gone\n")
+    await node.driver.close()
+    await node.driver.open(node.hear)
+    assert list(hosts.iterdir()) == [kept]
+
+
+async def test_a_rename_that_a_crash_cut_short_can_be_undone(node: Node) -> None:
+    await node.driver.create(node.spec(), node.image)
+    await node.driver.create_snapshot("101", "s")
+    pool = node.config.state / "pool"
+    # The volumes have the new name, the record still has the old one.
+    for kind in ("containers", "snapshots"):
+        (pool / kind / "101").rename(pool / kind / "102")
+    await node.driver.close()
+    await node.driver.open(node.hear)
+    await node.driver.rename("102", node.spec())
+    await node.driver.start("101")
+    assert [one.name for one in (await node.driver.inspect("101")).snapshots] == ["s"]
+
+
+async def test_a_container_with_a_damaged_record_is_not_taken_for_deleted(node: Node) -> None:
+    await node.running()
+    (node.config.state / "lxc" / "101" / "vzfleet.json").write_text('{"spec"')
+    await node.driver.close()
+    await node.driver.open(node.hear)
+    with pytest.raises(DriverFailed, match="damaged"):
+        await node.driver.delete("101", force=True)
+    assert [(one.id, one.status) for one in await node.driver.containers()] == [("101", Status.RUNNING)]

@@ -61,7 +61,7 @@ async def test_no_nested_subvolume_escapes_the_disk_limit(node: Node) -> None:
             ("x32", "plain", 0),
         )
     }
-    harmless = program(0x5000940F, "native")
+    harmless = program(0xC0C89425, "native")  # BTRFS_IOC_SET_RECEIVED_SUBVOL
     files = {f"try/{name}": (0o755, content) for name, content in (tries | {"harmless": harmless}).items()}
     image = await node.have_image(archive=with_files(busybox_archive(), files))
     await node.driver.create(node.spec(limits__disk="100MiB"), image)

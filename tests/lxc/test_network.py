@@ -261,6 +261,16 @@ def test_a_dnsmasq_that_dies_is_started_again(lab: Lab) -> None:
     assert lab.lease(lab.machine(CARD))[0] == address
 
 
+def test_a_bridge_removed_by_hand_is_back_with_its_dhcp(lab: Lab) -> None:
+    agent = lab.agent()
+    agent.call("open")
+    address = agent.call("reserve", "101", CARD, "web1")
+    lab.node.run("ip", "link", "delete", BRIDGE)
+    agent.call("close")
+    agent.call("open")
+    assert lab.lease(lab.machine(CARD))[0] == address
+
+
 def test_dnsmasq_gives_up_roots_rights_and_listens_on_the_bridge_alone(lab: Lab) -> None:
     agent = lab.agent()
     agent.call("open")

@@ -96,8 +96,14 @@ class World:
         self.clock = ManualClock()
         self.wire = Wire()
         self.listener = RecordingListener()
+        self.over: set[str] = set()
         self.dispatcher = Dispatcher(
-            router=self.wire, clock=self.clock, epoch=7, settings=SETTINGS, listener=self.listener
+            router=self.wire,
+            clock=self.clock,
+            epoch=7,
+            settings=SETTINGS,
+            listener=self.listener,
+            over=lambda command: command in self.over,
         )
         self.wire.start(self.dispatcher._inbox.receive)
         self.dispatcher.enrol("node1", KEY)
@@ -343,6 +349,17 @@ async def test_acknowledged_once_the_agent_is_there_and_again_when_it_repeats(wo
     world.wire.full = False
     world.passes(0.5)
     assert [len(message.commands) for message in world.take(ResultAcknowledged)] == [1000, 1000, 500]
+
+
+async def test_the_result_of_an_operation_that_is_over_is_acknowledged(world: World) -> None:
+    """The acknowledgement was lost with the controller's earlier life: without it the agent repeats it for ever."""
+    world.over = {"ended/1/do"}
+    world.join()
+    for command in ("ended/1/do", "runs/1/do"):
+        world.say(Result(command, outcome=Outcome()))
+    world.passes(1)
+    assert world.take(ResultAcknowledged) == [ResultAcknowledged(("ended/1/do",))]
+    assert world.dispatcher.drops.counts["result nobody waits for"] == 1
 
 
 async def test_a_full_queue_delays_a_command(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sqlite3
 from pathlib import Path
@@ -213,6 +214,17 @@ async def test_different_containers_run_at_once_up_to_a_bound(tmp_path: Path) ->
             parts.executor.receive(parts.command(f"op/{number}/do", CreateContainer(spec(f"c{number}"), None)))
         await asyncio.gather(*(parts.result(f"op/{number}/do") for number in range(6)))
         assert 0.4 <= loop.time() - began < 1.0
+
+
+async def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with agent_parts(tmp_path) as parts:
+        monkeypatch.setattr(parts.driver, "create", full)
+        result = await parts.do("op/1/do", CREATE)
+    assert result.error is not None
+    assert result.error.code == "no-space"
 
 
 async def test_errors_cross_as_codes_and_faults_as_internal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -126,7 +126,7 @@ def test_every_visible_change_drops_the_answer_that_was_rendered(fleet: Fleet) -
 
 def test_an_inventory_is_the_whole_truth_of_its_node(fleet: Fleet) -> None:
     fleet.inventory("n1", inventory(report(), report("mine", 0)))
-    assert fleet.nodes["n1"].images == {"f" * 64} and fleet.nodes["n1"].unclaimed.keys() == {"mine"}
+    assert fleet.nodes["n1"].images == {"f" * 64: True} and fleet.nodes["n1"].unclaimed.keys() == {"mine"}
     fleet.inventory("n1", inventory())
     assert shown(fleet) is Status.ERROR and not fleet.nodes["n1"].unclaimed
 

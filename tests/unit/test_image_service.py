@@ -67,7 +67,7 @@ class Service:
         self.store = Database(f"sqlite:///{directory / 'template.db'}", self.fleet.apply)
         self.files = ImageFiles(self.directory)
         self.builder = SlowBuilder()
-        self.images = Images(self.store, self.fleet, self.files, (self.builder,), ManualClock())
+        self.images = Images(self.store, self.fleet, self.files, (self.builder,), ManualClock(), b"key")
 
     async def upload(self, content: bytes, *aliases: str) -> Image:
         held = self.images.hold(await finished(self.images.stage(100), content))
@@ -243,3 +243,15 @@ async def test_a_ticket_opens_one_file_for_one_operation(service: Service) -> No
     await service.images.forget(image.fingerprint)
     with pytest.raises(NotFound):
         service.images.file_for(image.fingerprint, ticket)
+
+
+async def test_a_ticket_is_good_when_the_controller_has_restarted(service: Service) -> None:
+    image = await service.upload(b"one")
+    ticket = service.images.ticket(image.fingerprint, "op-1")
+
+    def restarted(key: bytes) -> Images:
+        return Images(service.store, service.fleet, service.files, (service.builder,), ManualClock(), key)
+
+    assert restarted(b"key").file_for(image.fingerprint, ticket).read_bytes() == b"one"
+    with pytest.raises(Forbidden):
+        restarted(b"another").file_for(image.fingerprint, ticket)

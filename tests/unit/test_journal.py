@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent import journal as journal_module
+from agent.admission import Fences, Refuse, Run, decide, outdated
 from agent.journal import Journal
 from common.clock import ManualClock
 from common.errors import NoSpace, Unavailable
@@ -100,6 +101,24 @@ async def test_a_rename_counts_for_both_names_and_an_image_for_none(tmp_path: Pa
         assert journal.generations == {"a": 4, "b": 4}
 
 
+async def test_a_name_of_a_younger_container_that_is_gone_can_be_given_again(tmp_path: Path) -> None:
+    rename = Command(
+        "op/2/do", 1, "s", 4, 1.0, RenameContainer("a", ContainerSpec("b", 4, "h", "00:16:3e:00:00:01", {}))
+    )
+    async with opened(tmp_path) as journal:
+        await journal.begin(command(1, "b", generation=9))
+        assert isinstance(decide(rename, None, Fences("s", 1, journal.generations), 0.0), Run)
+        await journal.begin(rename)
+        assert journal.generations == {"a": 4, "b": 4}
+        after = command(3, "b", generation=4)
+        assert outdated(after, Fences("s", 1, journal.generations)) is None
+        # The container itself is guarded still.
+        await journal.begin(command(4, "a", generation=5))
+        assert isinstance(decide(rename, None, Fences("s", 1, journal.generations), 0.0), Refuse)
+    async with opened(tmp_path) as journal:
+        assert journal.generations == {"a": 5, "b": 4}
+
+
 async def test_many_at_once_are_all_kept(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         await asyncio.gather(*(journal.begin(command(n, f"c{n}")) for n in range(500)))
@@ -181,6 +200,7 @@ async def test_a_closed_journal_says_so(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
+from agent.admission import Fences, Refuse, Run, decide, outdated
 from agent.journal import Journal
 from common.clock import SystemClock
 from common.messages import Command, StartContainer

@@ -120,6 +120,13 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     assert found.reserve(card(5), "ok").address == "10.88.7.4"
 
 
+def test_cards_of_nobody_are_known(reservations: Reservations) -> None:
+    for number in (1, 2, 3):
+        reservations.reserve(card(number), f"h{number}")
+    assert reservations.others([card(2), card(9)]) == [card(1), card(3)]
+    assert reservations.others([card(1), card(2), card(3)]) == []
+
+
 def test_a_lease_in_the_way_is_named(reservations: Reservations, tmp_path: Path) -> None:
     old = reservations.reserve(card(1), "old").address
     (tmp_path / "leases").write_text(f"duid 00:01\n1795447646 {card(1)} {old} old 01:{card(1)}\n")

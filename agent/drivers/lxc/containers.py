@@ -42,7 +42,11 @@ class Containers:
         self._snapshots = snapshots
 
     async def sweep(self) -> None:
-        """Remove the volumes of containers whose making a crash has cut short."""
+        """Remove what is left of containers whose making a crash has cut short: volumes, reserved addresses."""
+        records = self._host.records
+        # A record that cannot be read names no card, but its container may have one.
+        if records.on_disk() == records.all().keys():
+            await self._host.network.keep_only([record.spec.hwaddr for record in records.all().values()])
         for name in self._host.storage.volumes("containers"):
             container = Path(name).name
             if self._host.records.find(container) is not None:
@@ -209,6 +213,9 @@ class Containers:
         host = self._host
         there = host.records.find(spec.id)
         if there is not None and there.spec == spec and host.records.find(container) is None:
+            # Undone after a crash in the middle, the record has this id already and the volumes may not.
+            if any(host.storage.path(volume(name)).is_dir() for name in (container, spec.id)):
+                await _whole(self._rename_volumes(container, spec.id))
             return
         record = host.records.get(container)
         if host.records.path(spec.id).exists():
@@ -220,14 +227,19 @@ class Containers:
         lines = host.lines(new)
         await host.network.reserve(new.spec.id, new.spec.hwaddr, new.spec.hostname)
         # Volumes first: repeated after a crash, this goes on where it stopped.
-        await host.storage.rename(volume(old.spec.id), volume(new.spec.id))
-        if host.storage.volumes(f"snapshots/{old.spec.id}"):
-            await host.storage.rename(f"snapshots/{old.spec.id}", f"snapshots/{new.spec.id}")
+        await self._rename_volumes(old.spec.id, new.spec.id)
         owner = host.owner(new.settings.privileged)
         rootfs.set_hostname(host.rootfs(new.spec.id), new.spec.hostname, owner)
         await host.records.rename(old.spec.id, new, lines)
         if old.spec.hwaddr != new.spec.hwaddr:
             await host.network.release(old.spec.hwaddr)
+
+    async def _rename_volumes(self, old: str, new: str) -> None:
+        """Rename what still has the old name. Raises DriverFailed when there are no files under either."""
+        storage = self._host.storage
+        await storage.rename(volume(old), volume(new))
+        if storage.volumes(f"snapshots/{old}"):
+            await storage.rename(f"snapshots/{old}", f"snapshots/{new}")
 
     async def delete(self, container: str) -> None:
         """Remove a stopped container with all that belongs to it. Repeated after a crash, it goes on."""

@@ -196,8 +196,9 @@ class LxcDriver(Driver):
     async def delete(self, container: str, force: bool) -> None:
         parts = self._parts
         with parts.lifecycle.commanded(container):
+            parts.host.records.require_readable(container)
             if parts.host.records.find(container) is None and parts.host.records.path(container).exists():
-                raise Conflict(f"container {container} is not managed by vzfleet")
+                return  # made by hand: there is nothing of ours
             if parts.lifecycle.pid(container) is not None:
                 if not force:
                     raise Conflict(f"container {container} is running")

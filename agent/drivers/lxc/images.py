@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,6 +12,7 @@ from msgspec import Struct
 from agent.drivers.base import ReportProgress
 from agent.drivers.lxc import archive, rootfs
 from agent.drivers.lxc.host import Host
+from agent.storage.volumes import remove_tree
 from common.errors import InvalidRequest, NoSpace, NotFound
 from common.messages import ImageReport
 
@@ -54,7 +54,7 @@ class Images:
         for volume in self._host.storage.volumes("images"):
             fingerprint = Path(volume).name.rpartition("-")[0]
             found[fingerprint] = found.get(fingerprint, 0) + self._traits(volume).size
-        return [ImageReport(fingerprint, size) for fingerprint, size in sorted(found.items())]
+        return [ImageReport(image, size, self.has(image, privileged=False)) for image, size in sorted(found.items())]
 
     def has(self, fingerprint: str, privileged: bool) -> bool:
         """Whether it is there for this kind of container."""
@@ -127,7 +127,7 @@ class Images:
                 (staging / "unpacked" / "rootfs").rename(root)
             except FileNotFoundError:
                 raise InvalidRequest("the image has no rootfs", field="layout") from None
-            shutil.rmtree(staging / "unpacked")
+            remove_tree(staging / "unpacked")
         if root.is_symlink() or not root.is_dir():
             raise InvalidRequest("the image's rootfs is no directory", field="layout")
         traits = Traits(rootfs.halt_signal(root), size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -21,6 +22,8 @@ from common.tasks import Tasks
 log = logging.getLogger(__name__)
 TICK = 1.0
 """Seconds between two looks for what was started or removed by hand."""
+_FROZEN_EVERY = 5
+"""Ticks between two looks for what was frozen or thawed by hand: it needs a look at every container."""
 _END_TIMEOUT = 30.0
 _REBOOT_PAUSE = 0.05
 
@@ -38,11 +41,13 @@ class Lifecycle:
         self._tasks = Tasks("containers")
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._commanded: dict[str, int] = {}
+        self._frozen: set[str] = set()
 
     async def open(self) -> None:
         """Find what runs, and look after it from now on."""
         for container in self._host.records.all():
             self._look(container)
+        self._frozen = self._find_frozen()
         self._tasks.start(self._look_around(), "look around")
 
     async def close(self) -> None:
@@ -87,7 +92,7 @@ class Lifecycle:
         with self.commanded(container):
             await self._settled(container)
             if self.pid(container) is not None or self._look(container):
-                freezer.thaw(self._host.cgroup(container))
+                self._thaw(container)
                 return
             await self._prepare(record)
             starting = asyncio.ensure_future(self._start(container))
@@ -183,12 +188,26 @@ class Lifecycle:
         if self.pid(container) is None:
             raise Conflict(f"container {container} is stopped")
         await freezer.freeze(self._host.cgroup(container))
+        self._frozen.add(container)
 
     async def unfreeze(self, container: str) -> None:
         """Let it go on. Stopped is Conflict."""
         if self.pid(container) is None:
             raise Conflict(f"container {container} is stopped")
+        self._thaw(container)
+
+    def _thaw(self, container: str) -> None:
         freezer.thaw(self._host.cgroup(container))
+        self._frozen.discard(container)
+
+    def _find_frozen(self) -> set[str]:
+        return {container for container in self._watch.all() if self._host.cgroup(container).frozen()}
+
+    def _look_for_frozen(self) -> None:
+        """Tell of those that were frozen or thawed by hand."""
+        before, self._frozen = self._frozen, self._find_frozen()
+        for container in (before ^ self._frozen) & self._watch.all().keys() - self._commanded.keys():
+            self._listener(container, False)
 
     def _init_ended(self, container: str, watched: Watched) -> None:
         self._settling[container] = self._tasks.start(self._after_end(container, watched), f"end of {container}")
@@ -213,8 +232,10 @@ class Lifecycle:
         await self._sweep(container)
 
     async def _look_around(self) -> None:
-        while True:
+        for tick in itertools.count():
             await asyncio.sleep(TICK)
+            if tick % _FROZEN_EVERY == 0:
+                self._look_for_frozen()
             known = self._watch.all().keys() | self._commanded.keys() | self._settling.keys()
             for container in self._host.finder.names() - known:
                 if self._host.records.find(container) is not None and self._look(container):

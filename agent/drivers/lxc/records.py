@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from agent.drivers.lxc import config
 from agent.storage.volumes import finished, make_directory, sync_directory
-from common.errors import Conflict, NotFound
+from common.errors import Conflict, DriverFailed, NotFound
 from common.messages import ContainerSpec
 from common.names import CONTAINER_ID
 from common.options import Settings, parse_config
@@ -91,13 +91,19 @@ class Records:
         return self._known.get(container)
 
     def get(self, container: str) -> Record:
-        """A container's record. Raises NotFound, or Conflict for one that was made by hand."""
+        """A container's record. Raises NotFound, also for one that was made by hand."""
         record = self._known.get(container)
         if record is not None:
             return record
         if (self.directory / container).exists():
-            raise Conflict(f"container {container} is not managed by vzfleet")
+            raise NotFound(f"container {container} is not managed by vzfleet")
         raise NotFound(f"container {container} is not on this node")
+
+    def require_readable(self, container: str) -> None:
+        """Raise DriverFailed when it is ours and its record is damaged: it may run, and nobody knows what it has."""
+        file = self.path(container) / _RECORD
+        if container not in self._known and file.exists():
+            raise DriverFailed(f"the record of container {container} is damaged: {file}")
 
     def path(self, container: str) -> Path:
         """The container's directory."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import DriverFailed
+from agent.storage.volumes import translated
 
 SIGPWR = "SIGPWR"
 SIGRTMIN_3 = "SIGRTMIN+3"
@@ -76,17 +76,17 @@ def halt_signal(root: Path) -> str:
 
 
 def set_hostname(root: Path, hostname: str, owner: int) -> None:
-    """Write /etc/hostname, if there is an /etc. `owner` is the host id of the container's root. Raises DriverFailed."""
+    """Write /etc/hostname, if there is an /etc, for `owner` (a host id). Raises DriverFailed, NoSpace."""
     try:
         with _directory(root, "etc") as etc:
             if etc is not None and _content(etc, "hostname") != f"{hostname}\n".encode():
                 _replace(etc, "hostname", f"{hostname}\n".encode(), 0o644, owner)
     except OSError as error:
-        raise DriverFailed(f"the hostname cannot be written: {error.strerror}") from error
+        raise translated(error, "the hostname cannot be written") from error
 
 
 def renew_machine_id(root: Path, owner: int) -> None:
-    """Give the root a machine-id of its own where it has one (machine-id(5)). Raises DriverFailed."""
+    """Give the root a machine-id of its own where it has one (machine-id(5)). Raises DriverFailed, NoSpace."""
     content = f"{secrets.token_hex(16)}\n".encode()
     try:
         for path in ("etc", "var/lib/dbus"):
@@ -95,7 +95,7 @@ def renew_machine_id(root: Path, owner: int) -> None:
                 if directory is not None and _is_file(directory, "machine-id"):
                     _replace(directory, "machine-id", content, 0o444, owner)
     except OSError as error:
-        raise DriverFailed(f"the machine-id cannot be written: {error.strerror}") from error
+        raise translated(error, "the machine-id cannot be written") from error
 
 
 def _is_file(directory: int, name: str) -> bool:
