@@ -22,12 +22,24 @@ MODIFIED = 1577836800
 SIZE_LIMIT = 64 * 1024 * 1024
 LISTING_TIMEOUT = 10.0
 
-# init's own way down sleeps 2 s; rc.shutdown ends faster and makes init's way the fallback.
-INITTAB = """\
-::sysinit:/etc/init.d/rc.start
-::respawn:/etc/init.d/rc.network
-::ctrlaltdel:/sbin/reboot
-::shutdown:/etc/init.d/rc.shutdown
+# busybox's own init sleeps 2 s on its way down, and a script that it runs there cannot tell a reboot from a halt.
+INIT = """\
+#!/bin/sh
+# Process 1. Its traps are what poweroff, halt, reboot and the host ask for; `wait` also reaps orphans.
+end() {
+    trap '' PWR USR1 USR2 TERM INT
+    /etc/init.d/rc.shutdown
+    exec "$1" -f
+}
+trap 'end poweroff' PWR USR1 USR2
+trap 'end reboot' TERM INT
+/etc/init.d/rc.start
+while :; do
+    /etc/init.d/rc.network &
+    wait "$!"
+    sleep 1 &
+    wait "$!"
+done
 """
 
 START = """\
@@ -39,14 +51,14 @@ ip link set dev lo up
 
 NETWORK = """\
 #!/bin/sh
-# Keeps the DHCP client running; init starts it again if it ends.
+# Keeps the DHCP client running; process 1 starts it again if it ends.
 while [ ! -e /sys/class/net/eth0 ]; do
     sleep 10
 done
 exec udhcpc -f -i eth0 -t 5 -T 1 -A 3 -s /etc/udhcpc/default.script -x "hostname:$(hostname)"
 """
 
-# kill -1 spares init and the shell itself. poweroff -f ends the pid namespace at once (reboot(2)).
+# kill -1 spares process 1 and the shell itself.
 SHUTDOWN = """\
 #!/bin/sh
 others() {
@@ -62,7 +74,6 @@ while others && [ "$tries" -lt 100 ]; do
     tries=$((tries + 1))
 done
 sync
-exec poweroff -f
 """
 
 DHCP_SCRIPT = """\
@@ -107,7 +118,7 @@ DIRECTORIES: tuple[tuple[str, int], ...] = (
     ("var/tmp", 0o1777),
 )
 FILES: tuple[tuple[str, int, str], ...] = (
-    ("etc/inittab", 0o644, INITTAB),
+    ("sbin/init", 0o755, INIT),
     ("etc/init.d/rc.start", 0o755, START),
     ("etc/init.d/rc.network", 0o755, NETWORK),
     ("etc/init.d/rc.shutdown", 0o755, SHUTDOWN),
@@ -177,7 +188,8 @@ def make_archive(binary: bytes, applets: list[str]) -> bytes:
             entry = _entry(name, mode, tarfile.REGTYPE)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-        links = dict(LINKS) | {name: "/bin/busybox" for name in applets if name != "bin/busybox"}
+        files = {name for name, _, _ in contents}
+        links = dict(LINKS) | {name: "/bin/busybox" for name in applets if name not in files}
         for name, target in sorted(links.items()):
             entry = _entry(name, 0o777, tarfile.SYMTYPE)
             entry.linkname = target

@@ -82,11 +82,12 @@ def test_a_container_that_dies_shows_it_within_two_seconds(fleet: RealFleet, gon
     until(lambda: fleet.show(container)["status"]["status"] == "Stopped", "the death is shown", 2.0)
 
 
-def test_a_reboot_from_inside_is_followed(fleet: RealFleet, gone: list[str]) -> None:
+@pytest.mark.parametrize("how", ["reboot", "reboot -f"])
+def test_a_reboot_from_inside_is_followed(fleet: RealFleet, gone: list[str], how: str) -> None:
     container = fleet.new()
     gone.append(container)
     before = fleet.init(container)
-    fleet.inside(container, "reboot -f", check=False)
+    fleet.inside(container, how, check=False)
 
     def came_back() -> bool:
         state = fleet.get(f"/1.0/vz/{container}/state")

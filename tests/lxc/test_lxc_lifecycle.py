@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.cgroups import Cgroups
+from agent.drivers.lxc import commands
 from common.errors import Conflict, DeadlinePassed, DriverFailed, NotFound
 from common.states import Status
 from tests.helpers.busybox import busybox_archive, with_files
@@ -270,3 +271,18 @@ async def test_a_container_with_a_damaged_record_is_not_taken_for_deleted(node: 
     with pytest.raises(DriverFailed, match="damaged"):
         await node.driver.delete("101", force=True)
     assert [(one.id, one.status) for one in await node.driver.containers()] == [("101", Status.RUNNING)]
+
+
+async def test_a_shut_down_ends_what_was_started_by_hand_too(node: Node) -> None:
+    directory = node.config.state / "lxc"
+    await node.driver.create(node.spec("model"), node.image)
+    (directory / "byhand").mkdir()
+    config = (directory / "model/config").read_text().replace("/model", "/byhand")
+    root = f'lxc.rootfs.path = "dir:{node.config.state / "pool/containers/model/rootfs"}"'
+    lines = [root if line.startswith("lxc.rootfs.path") else line for line in config.splitlines()]
+    kept = [line for line in lines if not line.startswith(("lxc.net", "lxc.cgroup"))]
+    (directory / "byhand/config").write_text("\n".join(kept) + "\n")
+    by_hand("lxc-start", "-P", str(directory), "-n", "byhand", "-d")
+    assert await commands.state(directory, "byhand") == "RUNNING"
+    await node.driver.shut_down()
+    assert await commands.state(directory, "byhand") == "STOPPED"

@@ -250,3 +250,14 @@ def test_kept_figures_count_until_the_node_reports_again(fleet: Fleet) -> None:
     assert live.sampled_at == 5.0 and fleet.status_of(live).last is Status.RUNNING
     fleet.samples("n1", samples(NOW, ContainerSample("c", processes=4)))
     assert live.sample is not None and live.sample.processes == 4
+
+
+def test_a_stopped_container_keeps_its_disk_figures_only(fleet: Fleet) -> None:
+    fleet.inventory("n1", inventory(report()))
+    full = ContainerSample("c", disk_usage=5, memory_usage=7, pid=9)
+    fleet.samples("n1", samples(NOW - 2, full))
+    assert fleet.containers["c"].sample == full
+    fleet.state_changed("n1", report(status=Status.STOPPED), removed=False)
+    assert fleet.containers["c"].sample == ContainerSample("c", disk_usage=5)
+    fleet.samples("n1", samples(NOW - 1, full))
+    assert fleet.containers["c"].sample == ContainerSample("c", disk_usage=5), "taken before it stopped, told after"

@@ -24,7 +24,7 @@ from common.options import Settings, parse_config
 
 log = logging.getLogger(__name__)
 _STAGING = ".staging-"
-_RECORD = "vzfleet.json"
+RECORD = "vzfleet.json"
 
 
 class Record(Struct, frozen=True, omit_defaults=True):
@@ -64,7 +64,7 @@ class Records:
     def _read(self, name: str) -> Record | None:
         """The record in a directory; one that a crash kept from its new name gets it now."""
         try:
-            record = msgspec.json.decode((self.directory / name / _RECORD).read_bytes(), type=Record)
+            record = msgspec.json.decode((self.directory / name / RECORD).read_bytes(), type=Record)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -101,7 +101,7 @@ class Records:
 
     def require_readable(self, container: str) -> None:
         """Raise DriverFailed when it is ours and its record is damaged: it may run, and nobody knows what it has."""
-        file = self.path(container) / _RECORD
+        file = self.path(container) / RECORD
         if container not in self._known and file.exists():
             raise DriverFailed(f"the record of container {container} is damaged: {file}")
 
@@ -174,10 +174,10 @@ class Records:
 
 
 def _write(directory: Path, record: Record) -> None:
-    new = directory / f".{_RECORD}.new"
+    new = directory / f".{RECORD}.new"
     with new.open("wb") as handle:
         handle.write(msgspec.json.encode(record))
         handle.flush()
         os.fsync(handle.fileno())
     new.chmod(0o600)
-    new.replace(directory / _RECORD)
+    new.replace(directory / RECORD)

@@ -13,11 +13,13 @@ from agent.cgroups import Cgroups
 from agent.config import AgentConfig
 from agent.drivers.lxc import commands, freezer, ids
 from agent.drivers.lxc.processes import Finder
+from agent.drivers.lxc.records import RECORD
 from agent.network import Network
 from agent.network.daemon import ended, send
 from agent.storage import all_storages
 from agent.storage.volumes import finished
 from common.errors import DriverFailed
+from common.process import run
 
 _END_TIMEOUT = 30.0
 _LOCKS = Path("/run/lxc/lock")
@@ -28,6 +30,7 @@ async def shut_down(config: AgentConfig) -> None:
     cgroups = Cgroups.detect()
     finder = Finder(cgroups, config.cgroup)
     await asyncio.gather(*(_stop(config, cgroups, finder, name) for name in finder.names()))
+    await _stop_made_by_hand(config.state / "lxc")
     cgroups.container(config.cgroup).remove()
     await Network(config).shut_down()
     for storage in all_storages(config):
@@ -48,6 +51,13 @@ async def _stop(config: AgentConfig, cgroups: Cgroups, finder: Finder, container
             except TimeoutError:
                 raise DriverFailed(f"container {container} does not die") from None
     await commands.sweep(cgroups, config.cgroup, container, commands.veth_name(config.state, container))
+
+
+async def _stop_made_by_hand(directory: Path) -> None:
+    """Containers that somebody made in our LXC path stand on our pool and bridge, which are about to go."""
+    for name in sorted(entry.parent.name for entry in directory.glob("*/config")):
+        if not (directory / name / RECORD).exists() and await commands.state(directory, name) != "STOPPED":
+            await run(["lxc-stop", "-P", str(directory), "-n", name, "-k"], timeout=_END_TIMEOUT)
 
 
 def _open(pid: int, stack: contextlib.ExitStack) -> int | None:
