@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from common.commands import RenameContainer, target_of
 from common.errors import Stale, VzfleetError
-from common.messages import Command, RenameContainer, Result, target_of
+from common.messages import Command, Result
 
 
 @dataclass(frozen=True)

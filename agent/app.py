@@ -27,7 +27,8 @@ from common import codec, instance, keys
 from common.clock import Clock, SystemClock
 from common.errors import TooLarge
 from common.failpoints import FailPoints, never
-from common.messages import Command, ContainerReport, Inventory, StateChanged, Welcome
+from common.messages import Command, Inventory, StateChanged, Welcome
+from common.reports import ContainerReport
 from common.states import Status
 from common.tasks import Tasks
 

@@ -13,8 +13,9 @@ from agent.drivers.base import Driver
 from agent.executor import Executor
 from common.errors import InvalidRequest, NotFound, VzfleetError
 from common.keys import write_private
-from common.messages import ContainerReport, StateChanged
+from common.messages import StateChanged
 from common.options import parse_config
+from common.reports import ContainerReport
 from common.states import Status
 
 log = logging.getLogger(__name__)

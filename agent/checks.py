@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 
 from agent.https import check_path, check_token
-from common.errors import InvalidRequest
-from common.messages import (
+from common.commands import (
     Arguments,
-    ContainerSpec,
     CopyContainer,
     CreateContainer,
     DropImage,
@@ -17,8 +15,10 @@ from common.messages import (
     SendContainer,
     StopContainer,
 )
+from common.errors import InvalidRequest
 from common.names import check_container_id, check_fingerprint, check_hostname, check_snapshot_name
 from common.options import check_config
+from common.reports import ContainerSpec
 
 MAX_IMAGE = 1 << 42
 MAX_STOP_TIMEOUT = 24 * 3600.0

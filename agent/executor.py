@@ -17,9 +17,11 @@ from agent.journal import Journal
 from agent.locks import KeyedLocks
 from agent.progress import ProgressReporter
 from common.clock import Clock
+from common.commands import COMMANDS, StopContainer, TimeoutClass
 from common.errors import Cancelled, DeadlinePassed, Internal, NoSpace, VzfleetError
 from common.failpoints import FailPoints, never
-from common.messages import COMMANDS, Accepted, AgentMessage, Command, Result, StopContainer, TimeoutClass, WireError
+from common.messages import Accepted, AgentMessage, Command, Result
+from common.reports import WireError
 from common.tasks import Tasks
 
 log = logging.getLogger(__name__)

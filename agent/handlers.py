@@ -12,8 +12,7 @@ from agent.images import Images
 from agent.progress import ProgressReporter
 from agent.sampler import Sampler
 from agent.transfers import Transfers
-from common.errors import Conflict, NotFound
-from common.messages import (
+from common.commands import (
     COMMANDS,
     Arguments,
     CopyContainer,
@@ -24,7 +23,6 @@ from common.messages import (
     DropImage,
     EnsureImage,
     FreezeContainer,
-    Outcome,
     ReceiveContainer,
     RenameContainer,
     RestoreSnapshot,
@@ -34,6 +32,8 @@ from common.messages import (
     UnfreezeContainer,
     UpdateContainer,
 )
+from common.errors import Conflict, NotFound
+from common.messages import Outcome
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from agent.https import TRANSPORT_ERRORS, HttpsClient, Request
 from agent.locks import KeyedLocks
 from agent.progress import ProgressReporter
 from common.errors import DriverFailed, NoSpace, Unavailable
-from common.messages import ImageSpec
+from common.reports import ImageSpec
 
 log = logging.getLogger(__name__)
 CHUNK = 1024 * 1024

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from agent.admission import Record, containers_of
 from common.clock import Clock
 from common.codec import decode_from_agent, encode
+from common.commands import target_of
 from common.errors import Internal, NoSpace, Unavailable
-from common.messages import Command, Result, target_of
+from common.messages import Command, Result
 
 _T = TypeVar("_T")
 KEEP_SECONDS = 7 * 24 * 3600.0

@@ -39,8 +39,8 @@ from common.messages import (
     ResultAcknowledged,
     Samples,
     Welcome,
-    WireError,
 )
+from common.reports import WireError
 
 log = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT = 5.0

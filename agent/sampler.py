@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from agent.drivers.base import Driver
 from common.clock import Clock
-from common.messages import ContainerSample, NodeSample, Samples
+from common.messages import Samples
+from common.reports import ContainerSample, NodeSample
 
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from agent.drivers.base import Driver
 from agent.https import TRANSPORT_ERRORS, HttpsClient, Request
 from agent.progress import ProgressReporter
+from common.commands import ReceiveContainer, SendContainer
 from common.errors import Unavailable
-from common.messages import ReceiveContainer, SendContainer
 
 CHUNK = 1024 * 1024
 PATIENCE = 300.0

@@ -12,7 +12,8 @@ import msgpack
 import msgspec
 
 from common.errors import InvalidRequest, TooLarge
-from common.messages import AgentMessage, ControllerMessage, Name, Record, to_plain
+from common.messages import AgentMessage, ControllerMessage, to_plain
+from common.reports import Name, Record
 
 MAX_MESSAGE = 1024 * 1024
 MAX_ITEMS = 65536

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from common.clock import Clock, timestamp
-from common.messages import ContainerReport, ContainerSample, Inventory, NodeSample, Outcome, Samples
+from common.messages import Inventory, Outcome, Samples
+from common.reports import ContainerReport, ContainerSample, NodeSample
 from common.states import CONTAINER_STATES, NodeStatus, Status
 from controller.records import Change, Container, Image, Node, Phase, Snapshot
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from common.messages import NodeFacts
+from common.reports import NodeFacts
 from common.states import Status
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from common.messages import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
+from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 
 ReportProgress = Callable[[str, int | None], None]
 """Called with a stage ("unpacking") and a percentage, or None where that is not known."""

@@ -24,8 +24,8 @@ from agent.identity import read_boot_id
 from common import VERSION
 from common.clock import Clock
 from common.errors import Conflict, DeadlinePassed, InvalidRequest, NotFound
-from common.messages import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 from common.options import parse_config
+from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 from common.states import Status
 from common.tasks import Tasks
 

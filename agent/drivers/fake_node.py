@@ -9,7 +9,7 @@ from pathlib import Path
 from agent.context import current_command
 from agent.drivers.fake_state import FakeContainer, FakeSnapshot, FakeWorld, Script, ScriptFile, load_world, save_world
 from common.errors import Conflict, NotFound
-from common.messages import ContainerSpec
+from common.reports import ContainerSpec
 from common.states import Status
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 
 from agent.drivers.fake_state import FakeContainer, Script
-from common.messages import Address, ContainerSample, Interface, NodeSample
 from common.options import parse_config
+from common.reports import Address, ContainerSample, Interface, NodeSample
 
 _MB = 10**6
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from common.errors import InvalidRequest, error_from_code
-from common.messages import ContainerReport, ContainerSpec, ImageReport, SnapshotReport
+from common.reports import ContainerReport, ContainerSpec, ImageReport, SnapshotReport
 from common.states import Status
 
 

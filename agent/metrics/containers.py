@@ -10,8 +10,8 @@ from agent.metrics.interfaces import InterfaceReader
 from agent.metrics.load import Load
 from agent.metrics.processes import start_time
 from common.clock import Clock
-from common.messages import ContainerSample
 from common.options import Settings
+from common.reports import ContainerSample
 
 _NANO = 10**9
 _YOUNG = 60.0

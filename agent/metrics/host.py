@@ -13,7 +13,7 @@ import psutil
 from agent.cgroups.detect import online_cpus
 from agent.metrics.load import Load
 from common import VERSION
-from common.messages import NodeFacts, NodeSample
+from common.reports import NodeFacts, NodeSample
 
 
 class NodeLoad:

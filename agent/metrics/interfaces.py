@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from agent.metrics import netlink
-from common.messages import Address, Interface
+from common.reports import Address, Interface
 
 log = logging.getLogger(__name__)
 MOST_INTERFACES = 64

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from common.clock import timestamp
-from common.messages import ContainerSample, Interface
 from common.options import parse_config
+from common.reports import ContainerSample, Interface
 from common.states import NodeStatus, Status
 from common.units import format_percent, format_size
 from controller.fleet import Fleet, LiveContainer, LiveNode

@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from common.commands import AnyArguments
 from common.errors import DeadlinePassed, Internal, Stale, VzfleetError, error_from_code
-from common.messages import AnyArguments, Command, Progress, Result
+from common.messages import Command, Progress, Result
 from controller.dispatch.sessions import LinkSettings, Session
 
 _REMEMBERED = 4096

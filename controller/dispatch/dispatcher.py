@@ -11,8 +11,9 @@ from typing import cast
 
 from common.clock import Clock
 from common.codec import decode_from_controller, encode
+from common.commands import AnyArguments, Arguments
 from common.errors import Conflict, DeadlinePassed, NotFound, Unavailable, VzfleetError
-from common.messages import AnyArguments, Arguments, Command, Ping, Progress, Result
+from common.messages import Command, Ping, Progress, Result
 from common.states import NodeStatus
 from common.tasks import Tasks
 from controller.dispatch.calls import Call

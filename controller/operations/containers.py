@@ -7,18 +7,17 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from common.errors import NotFound
-from common.messages import (
-    ContainerSpec,
+from common.commands import (
     CreateContainer,
     DeleteContainer,
     EnsureImage,
-    ImageSpec,
     RenameContainer,
     StartContainer,
     UpdateContainer,
 )
+from common.errors import NotFound
 from common.options import parse_config
+from common.reports import ContainerSpec, ImageSpec
 from controller.operations.kinds import Context, Kind, Step
 from controller.records import Operation, Phase
 from controller.store import containers as rows

@@ -7,15 +7,9 @@ import logging
 import msgspec
 from msgspec import Struct
 
+from common.commands import CopyContainer, CreateSnapshot, DeleteContainer, DeleteSnapshot, StartContainer
 from common.errors import VzfleetError
-from common.messages import (
-    ContainerSpec,
-    CopyContainer,
-    CreateSnapshot,
-    DeleteContainer,
-    DeleteSnapshot,
-    StartContainer,
-)
+from common.reports import ContainerSpec
 from controller.operations.containers import creation_failed
 from controller.operations.kinds import Context, Kind, Step
 from controller.operations.transfers import transfer

@@ -7,8 +7,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from common.commands import DropImage
 from common.errors import VzfleetError
-from common.messages import DropImage
 from common.states import NodeStatus
 from controller.operations.kinds import Context, Kind, Step
 from controller.records import Operation

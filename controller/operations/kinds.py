@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from common.clock import Clock
+from common.commands import Arguments, DeleteContainer, RenameContainer
 from common.errors import Conflict, Internal
-from common.messages import Arguments, DeleteContainer, Outcome, Progress, RenameContainer, Result
+from common.messages import Outcome, Progress, Result
 from controller.fleet import Fleet
 from controller.operations.machine import Shape
 from controller.records import Image, Operation

@@ -11,8 +11,9 @@ import logging
 import msgspec
 from msgspec import Struct
 
+from common.commands import DeleteContainer, StartContainer, StopContainer
 from common.errors import DeadlinePassed, VzfleetError
-from common.messages import ContainerSpec, DeleteContainer, StartContainer, StopContainer
+from common.reports import ContainerSpec
 from controller.operations.kinds import Context, Kind, Step
 from controller.operations.transfers import transfer
 from controller.records import Operation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from common.messages import CreateSnapshot, DeleteSnapshot, RestoreSnapshot, StartContainer, StopContainer
+from common.commands import CreateSnapshot, DeleteSnapshot, RestoreSnapshot, StartContainer, StopContainer
 from controller.operations.kinds import Context, Kind, Step
 from controller.records import Operation, Snapshot
 from controller.store import containers as rows

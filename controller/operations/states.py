@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from common.messages import Arguments, FreezeContainer, StartContainer, StopContainer, UnfreezeContainer
+from common.commands import Arguments, FreezeContainer, StartContainer, StopContainer, UnfreezeContainer
 from controller.operations.kinds import Context, Do, Kind, Step
 from controller.store import containers as rows
 

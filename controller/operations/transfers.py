@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from common.messages import ContainerSpec, ReceiveContainer, SendContainer
+from common.commands import ReceiveContainer, SendContainer
+from common.reports import ContainerSpec
 from controller.operations.kinds import Context
 
 END_TIME = 30.0

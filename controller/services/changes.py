@@ -8,9 +8,9 @@ import msgspec
 from msgspec import UNSET
 
 from common.errors import Conflict, InvalidRequest, NoPlacement, PreconditionFailed
-from common.messages import ContainerSpec
 from common.names import check_container_id, check_hostname
 from common.options import check_config, parse_config
+from common.reports import ContainerSpec
 from common.states import Status
 from controller.operations.containers import ChangeParameters, DeleteParameters
 from controller.operations.moves import MoveParameters

@@ -8,9 +8,9 @@ import msgspec
 
 from common.clock import Clock, timestamp
 from common.errors import Conflict, InvalidRequest, NoPlacement, NotFound
-from common.messages import ContainerSpec
 from common.names import check_container_id, check_hostname, check_snapshot_name, has_control_characters
 from common.options import Settings, check_config, parse_config
+from common.reports import ContainerSpec
 from controller import placement
 from controller.fleet import Fleet, LiveContainer
 from controller.identifiers import container_id, hardware_address

@@ -10,7 +10,8 @@ import msgspec
 
 from common.clock import Clock, timestamp
 from common.errors import NotFound, Unavailable
-from common.messages import Hello, Inventory, NodeFacts, Samples, StateChanged
+from common.messages import Hello, Inventory, Samples, StateChanged
+from common.reports import NodeFacts
 from common.states import NodeStatus
 from controller.fleet import Fleet, LiveContainer, LiveNode
 from controller.placement import NodeState, Policy

@@ -14,25 +14,23 @@ from agent.identity import Identity
 from agent.link import Backoff, Link
 from common import keys
 from common.clock import SystemClock
+from common.commands import StartContainer
 from common.messages import (
     Abandon,
     Accepted,
     Command,
     Confirm,
-    ContainerReport,
     Heartbeat,
     Hello,
     Inventory,
-    NodeFacts,
-    NodeSample,
     Refused,
     Result,
     ResultAcknowledged,
     Samples,
-    StartContainer,
     StateChanged,
     Welcome,
 )
+from common.reports import ContainerReport, NodeFacts, NodeSample
 from tests.helpers.fake_controller import FakeController
 
 FACTS = NodeFacts("h", "x86_64", 2, 2**30, 2**30, "fake", "1", "dir", "6.1", "v1", "0.1.0")

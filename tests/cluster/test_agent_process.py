@@ -17,17 +17,9 @@ from pathlib import Path
 
 from agent.config import AgentConfig, encode
 from common import keys
-from common.messages import (
-    Accepted,
-    Confirm,
-    ContainerSpec,
-    CreateContainer,
-    Result,
-    ResultAcknowledged,
-    Samples,
-    StartContainer,
-    StateChanged,
-)
+from common.commands import CreateContainer, StartContainer
+from common.messages import Accepted, Confirm, Result, ResultAcknowledged, Samples, StateChanged
+from common.reports import ContainerSpec
 from common.states import Status
 from tests.helpers.fake_controller import FakeController
 from tests.helpers.https_server import authority

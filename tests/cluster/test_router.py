@@ -14,9 +14,10 @@ import zmq
 
 from common.clock import SystemClock
 from common.codec import encode
+from common.commands import StartContainer
 from common.errors import Conflict, InvalidRequest, Unavailable
 from common.keys import generate
-from common.messages import Command, Outcome, Ping, Refused, Result, StartContainer, Welcome
+from common.messages import Command, Outcome, Ping, Refused, Result, Welcome
 from common.states import NodeStatus
 from controller.dispatch import router as router_module
 from controller.dispatch.dispatcher import Dispatcher

@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.drivers.base import Driver
 from common.clock import SystemClock
 from common.errors import Conflict, InvalidRequest, NotFound
-from common.messages import ContainerReport, ContainerSpec
+from common.reports import ContainerReport, ContainerSpec
 from common.states import Status
 from tests.helpers.busybox import PROGRAM, busybox_archive
 from tests.lxc import conftest as machine

@@ -18,7 +18,9 @@ from agent.journal import Journal
 from agent.sampler import Sampler
 from agent.transfers import Transfers
 from common.clock import ManualClock
-from common.messages import AgentMessage, AnyArguments, Command, ContainerReport, ContainerSpec, Result
+from common.commands import AnyArguments
+from common.messages import AgentMessage, Command, Result
+from common.reports import ContainerReport, ContainerSpec
 
 SESSION, EPOCH = "session-1", 5
 

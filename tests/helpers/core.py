@@ -12,31 +12,25 @@ from typing import Any, cast
 import msgspec
 
 from common.clock import ManualClock
-from common.errors import DeadlinePassed, NotFound
-from common.failpoints import FailPoints, never
-from common.messages import (
+from common.commands import (
     Arguments,
-    ContainerReport,
-    ContainerSpec,
     CopyContainer,
     CreateContainer,
     CreateSnapshot,
     DeleteContainer,
     DeleteSnapshot,
     FreezeContainer,
-    ImageReport,
-    Inventory,
-    NodeFacts,
-    Outcome,
-    Progress,
     ReceiveContainer,
     RenameContainer,
-    Result,
     StartContainer,
     StopContainer,
     UnfreezeContainer,
     UpdateContainer,
 )
+from common.errors import DeadlinePassed, NotFound
+from common.failpoints import FailPoints, never
+from common.messages import Inventory, Outcome, Progress, Result
+from common.reports import ContainerReport, ContainerSpec, ImageReport, NodeFacts
 from common.states import NodeStatus, Status
 from controller.fleet import Fleet
 from controller.operations.catalogue import KINDS

@@ -19,12 +19,10 @@ from common.messages import (
     AgentMessage,
     Command,
     Confirm,
-    ContainerReport,
     ControllerMessage,
     Heartbeat,
     Hello,
     Inventory,
-    NodeFacts,
     Outcome,
     Ping,
     Refused,
@@ -32,6 +30,7 @@ from common.messages import (
     ResultAcknowledged,
     Welcome,
 )
+from common.reports import ContainerReport, NodeFacts
 
 M = TypeVar("M")
 FACTS = NodeFacts(

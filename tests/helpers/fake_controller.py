@@ -13,9 +13,9 @@ import zmq.asyncio
 from zmq.utils import z85
 
 from common import codec, keys
+from common.commands import AnyArguments
 from common.messages import (
     AgentMessage,
-    AnyArguments,
     Command,
     ControllerMessage,
     Heartbeat,

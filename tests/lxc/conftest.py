@@ -19,7 +19,7 @@ from agent.cgroups import Cgroups
 from agent.config import AgentConfig
 from agent.drivers.lxc.driver import LxcDriver
 from common.clock import SystemClock
-from common.messages import ContainerReport, ContainerSpec
+from common.reports import ContainerReport, ContainerSpec
 from tests.helpers.busybox import busybox_archive, fingerprint_of
 
 MIB = 1024 * 1024

@@ -19,8 +19,8 @@ import pytest
 from agent.cgroups import Cgroups, ContainerCgroup
 from agent.metrics.containers import ContainerSampler
 from common.clock import SystemClock
-from common.messages import ContainerSample
 from common.options import parse_config
+from common.reports import ContainerSample
 
 pytestmark = pytest.mark.lxc
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from agent.https import HttpsClient, pinned_context
+from common.commands import EnsureImage
 from common.errors import Unavailable
-from common.messages import EnsureImage, ImageSpec, Result
+from common.messages import Result
+from common.reports import ImageSpec
 from tests.helpers.agent_parts import agent_parts
 from tests.helpers.https_server import Handler, authority, https_server, make_authority
 

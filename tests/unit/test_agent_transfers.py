@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.messages import CreateContainer, CreateSnapshot, ReceiveContainer, SendContainer, StartContainer
+from common.commands import CreateContainer, CreateSnapshot, ReceiveContainer, SendContainer, StartContainer
 from tests.helpers.agent_parts import agent_parts, spec
 from tests.helpers.https_server import Handler, https_server
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.autostart import Autostart, BootRecord, Candidate, candidates, due
-from common.messages import ContainerReport, CreateContainer, StateChanged
+from common.commands import CreateContainer
+from common.messages import StateChanged
+from common.reports import ContainerReport
 from common.states import Status
 from tests.helpers.agent_parts import Parts, agent_parts, spec
 

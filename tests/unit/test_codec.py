@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields
 
-from common import codec, messages
+from common import codec, commands, messages, reports
+from common.commands import COMMANDS, UpdateContainer
 from common.errors import InvalidRequest, TooLarge
-from common.messages import COMMANDS, Command, ContainerSpec, Heartbeat, StateChanged, UpdateContainer, to_plain
+from common.messages import Command, Heartbeat, StateChanged, to_plain
+from common.reports import ContainerSpec
 
 PROFILE = settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -65,10 +67,10 @@ def test_messages_of_the_controller_come_back_as_they_were(message: messages.Con
 
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
-def test_every_command_can_be_sent(kind: type[messages.Arguments]) -> None:
+def test_every_command_can_be_sent(kind: type[commands.Arguments]) -> None:
     @settings(max_examples=5, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(_struct(kind))
-    def there_and_back(arguments: messages.AnyArguments) -> None:
+    def there_and_back(arguments: commands.AnyArguments) -> None:
         command = Command("op/1/do", 1, "s", 1, 1.0, arguments)
         assert codec.decode_from_controller(codec.encode(command)) == command
 
@@ -154,7 +156,7 @@ def test_depth_and_size_are_limited() -> None:
         codec.decode_from_agent(b"\x00" * (codec.MAX_MESSAGE + 1))
     config = {f"user.{n}": "x" * 4096 for n in range(300)}
     with pytest.raises(TooLarge):
-        codec.encode(StateChanged(messages.ContainerReport("a", 1, 103, config)))
+        codec.encode(StateChanged(reports.ContainerReport("a", 1, 103, config)))
 
 
 def test_the_longest_configuration_keys_can_cross_the_wire() -> None:

@@ -13,18 +13,16 @@ from hypothesis import strategies as st
 
 from common.clock import ManualClock
 from common.codec import decode_from_controller, encode
+from common.commands import StartContainer, UpdateContainer
 from common.errors import Conflict, DeadlinePassed, DriverFailed, Internal, InvalidRequest, Stale, Unavailable
 from common.messages import (
     Accepted,
     AgentMessage,
     Command,
     Confirm,
-    ContainerReport,
-    ContainerSpec,
     ControllerMessage,
     Heartbeat,
     Inventory,
-    NodeSample,
     Outcome,
     Ping,
     Progress,
@@ -32,12 +30,10 @@ from common.messages import (
     Result,
     ResultAcknowledged,
     Samples,
-    StartContainer,
     StateChanged,
-    UpdateContainer,
     Welcome,
-    WireError,
 )
+from common.reports import ContainerReport, ContainerSpec, NodeSample, WireError
 from common.states import NodeStatus
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.listener import Receive

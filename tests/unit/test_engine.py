@@ -15,15 +15,9 @@ import pytest
 from msgspec import structs
 
 from common.clock import timestamp
+from common.commands import CreateContainer, ReceiveContainer, StartContainer, StopContainer
 from common.errors import Conflict, DriverFailed, NoPlacement, NoSpace, NotFound, Unavailable
-from common.messages import (
-    ContainerReport,
-    ContainerSpec,
-    CreateContainer,
-    ReceiveContainer,
-    StartContainer,
-    StopContainer,
-)
+from common.reports import ContainerReport, ContainerSpec
 from common.states import Status, may_follow
 from controller.operations import engine as engine_module
 from controller.operations.catalogue import KINDS

@@ -13,10 +13,8 @@ import pytest
 from agent.drivers.fake_state import Fault
 from agent.executor import allowed_time
 from agent.handlers import HANDLERS
-from common.errors import NoSpace
-from common.messages import (
+from common.commands import (
     COMMANDS,
-    Accepted,
     CopyContainer,
     CreateContainer,
     CreateSnapshot,
@@ -24,11 +22,8 @@ from common.messages import (
     DeleteSnapshot,
     EnsureImage,
     FreezeContainer,
-    ImageSpec,
-    Progress,
     RenameContainer,
     RestoreSnapshot,
-    Result,
     SendContainer,
     StartContainer,
     StopContainer,
@@ -36,6 +31,9 @@ from common.messages import (
     UpdateContainer,
     target_of,
 )
+from common.errors import NoSpace
+from common.messages import Accepted, Progress, Result
+from common.reports import ImageSpec
 from common.states import Status
 from tests.helpers.agent_parts import EPOCH, SESSION, agent_parts, spec
 

@@ -15,7 +15,7 @@ from agent.drivers.fake import FakeDriver
 from agent.drivers.fake_state import Fault
 from common.clock import ManualClock, SystemClock
 from common.errors import Conflict, DeadlinePassed, DriverFailed, InvalidRequest, NotFound
-from common.messages import ContainerReport
+from common.reports import ContainerReport
 from common.states import Status
 from tests.helpers.agent_parts import spec
 

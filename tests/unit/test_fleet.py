@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
-from common.messages import ContainerReport, ContainerSample, ImageReport, Inventory, NodeSample, Outcome, Samples
+from common.messages import Inventory, Outcome, Samples
+from common.reports import ContainerReport, ContainerSample, ImageReport, NodeSample
 from common.states import NodeStatus, Status
 from controller.fleet import CLOCK_STEP, MAX_UNCLAIMED, Fleet
 from controller.records import Change, Container, Image, Node, Phase, Snapshot

@@ -18,17 +18,10 @@ from agent import journal as journal_module
 from agent.admission import Fences, Refuse, Run, decide, outdated
 from agent.journal import Journal
 from common.clock import ManualClock
+from common.commands import DropImage, RenameContainer, StartContainer
 from common.errors import NoSpace, Unavailable
-from common.messages import (
-    Command,
-    ContainerSpec,
-    DropImage,
-    Outcome,
-    RenameContainer,
-    Result,
-    StartContainer,
-    WireError,
-)
+from common.messages import Command, Outcome, Result
+from common.reports import ContainerSpec, WireError
 
 DAY = 24 * 3600
 
@@ -203,7 +196,8 @@ from pathlib import Path
 from agent.admission import Fences, Refuse, Run, decide, outdated
 from agent.journal import Journal
 from common.clock import SystemClock
-from common.messages import Command, StartContainer
+from common.commands import StartContainer
+from common.messages import Command
 
 async def main():
     journal = Journal(Path(sys.argv[1]), SystemClock())

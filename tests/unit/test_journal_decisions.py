@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.admission import Answer, Fences, Record, Refuse, Run, decide
-from common.messages import Command, Outcome, Result, StartContainer
+from common.commands import StartContainer
+from common.messages import Command, Outcome, Result
 
 PROFILE = settings(max_examples=500, deadline=None, database=None)
 RESULT = Result("op/1/do", outcome=Outcome())

@@ -20,8 +20,8 @@ from agent.metrics.interfaces import InterfaceReader
 from agent.metrics.load import Load
 from agent.metrics.processes import start_time
 from common.clock import ManualClock
-from common.messages import ContainerSample
 from common.options import parse_config
+from common.reports import ContainerSample
 
 NOTHING = parse_config({})
 DISK = (7, 100)

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import codec
+from common.commands import UpdateContainer
 from common.errors import InvalidRequest
-from common.messages import Command, ContainerSpec, UpdateContainer
+from common.messages import Command
 from common.names import has_control_characters
 from common.options import MAX_TOTAL_LENGTH, OPTIONS, check_config, find_option, parse_allowance, parse_config
+from common.reports import ContainerSpec
 
 PROFILE = settings(max_examples=300, deadline=None, database=None)
 KEYS = st.sampled_from([option.key.replace("*", "NAME") for option in OPTIONS]) | st.text(max_size=20)

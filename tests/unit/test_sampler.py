@@ -14,13 +14,8 @@ from agent.drivers.fake import FakeDriver
 from agent.sampler import PER_MESSAGE, YOUNG_INTERVAL, Sampler, batches, has_address
 from common import codec
 from common.clock import ManualClock
-from common.messages import (
-    Address,
-    ContainerSample,
-    Interface,
-    NodeSample,
-    Samples,
-)
+from common.messages import Samples
+from common.reports import Address, ContainerSample, Interface, NodeSample
 from tests.helpers.agent_parts import spec
 
 NODE = NodeSample(1, 1, 0.5, (0.1, 0.2, 0.3), 9.0)

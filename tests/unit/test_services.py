@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from common.errors import Conflict, InvalidRequest, NoPlacement
 from common.keys import check_public_key, generate
-from common.messages import ContainerReport, ContainerSample, Inventory, NodeSample, Samples
+from common.messages import Inventory, Samples
+from common.reports import ContainerReport, ContainerSample, NodeSample
 from common.states import Status
 from controller.records import Container, Phase
 from controller.services import containers as containers_module

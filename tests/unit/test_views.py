@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 
 from common.clock import SystemClock
-from common.messages import (
-    Address,
-    ContainerReport,
-    ContainerSample,
-    Interface,
-    Inventory,
-    NodeFacts,
-    NodeSample,
-    Samples,
-)
+from common.messages import Inventory, Samples
+from common.reports import Address, ContainerReport, ContainerSample, Interface, NodeFacts, NodeSample
 from common.states import NodeStatus, Status
 from controller.api.views import container_view, node_view, rendered, state_view
 from controller.fleet import Fleet, LiveContainer

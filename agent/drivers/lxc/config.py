@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import Internal, InvalidRequest
-from common.messages import ContainerSpec
 from common.names import has_control_characters
 from common.options import Settings
+from common.reports import ContainerSpec
 
 Lines = list[tuple[str, str]]
 LXCFS = Path("/var/lib/lxcfs")

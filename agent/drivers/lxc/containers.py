@@ -20,9 +20,9 @@ from agent.drivers.lxc.images import Images, volume_of
 from agent.drivers.lxc.records import Record
 from agent.drivers.lxc.snapshots import SNAPSHOT_NOTE, Snapshots
 from common.errors import Conflict, InvalidRequest, Unsupported
-from common.messages import ContainerSpec
 from common.names import check_snapshot_name
 from common.options import parse_config
+from common.reports import ContainerSpec
 
 log = logging.getLogger(__name__)
 _MARK = "incomplete"

@@ -25,7 +25,7 @@ from agent.network import Network
 from agent.storage import open_storage
 from common.clock import Clock
 from common.errors import Conflict, DriverFailed
-from common.messages import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
+from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 from common.states import Status
 
 _STATES = {"RUNNING": Status.RUNNING, "STOPPED": Status.STOPPED, "FROZEN": Status.FROZEN}

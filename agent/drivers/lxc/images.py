@@ -14,7 +14,7 @@ from agent.drivers.lxc import archive, rootfs
 from agent.drivers.lxc.host import Host
 from agent.storage.volumes import remove_tree
 from common.errors import InvalidRequest, NoSpace, NotFound
-from common.messages import ImageReport
+from common.reports import ImageReport
 
 LAYOUTS = ("unified", "rootfs")
 MAX_ENTRIES = 2_000_000

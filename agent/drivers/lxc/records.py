@@ -18,9 +18,9 @@ from msgspec import Struct
 from agent.drivers.lxc import config
 from agent.storage.volumes import finished, make_directory, sync_directory
 from common.errors import Conflict, DriverFailed, NotFound
-from common.messages import ContainerSpec
 from common.names import CONTAINER_ID
 from common.options import Settings, parse_config
+from common.reports import ContainerSpec
 
 log = logging.getLogger(__name__)
 _STAGING = ".staging-"

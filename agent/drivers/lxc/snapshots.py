@@ -13,7 +13,7 @@ from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.records import Record
 from common.clock import Clock
 from common.errors import NotFound
-from common.messages import SnapshotReport
+from common.reports import SnapshotReport
 
 SNAPSHOT_NOTE = "snapshot.json"
 

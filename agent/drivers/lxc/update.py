@@ -10,9 +10,9 @@ from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.lifecycle import Lifecycle
 from agent.drivers.lxc.records import Record
 from common.errors import Conflict, Unsupported
-from common.messages import ContainerSpec
 from common.options import Settings
 from common.process import run
+from common.reports import ContainerSpec
 
 _TIMEOUT = 10.0
 
