@@ -36,12 +36,13 @@ class LiveContainer:
     rendered: dict[str, bytes] = field(default_factory=dict)
     """Answers of the API as bytes, by kind; dropped at every change."""
 
-    def take(self, report: ContainerReport | None) -> None:
-        """What its node says of it now. One that has stopped has no address, processes or memory any more."""
-        self.report = report
-        if report is not None and report.status == Status.STOPPED and self.sample is not None:
-            disk = self.sample
-            self.sample = ContainerSample(disk.id, disk_limit=disk.disk_limit, disk_usage=disk.disk_usage)
+    @property
+    def figures(self) -> ContainerSample:
+        """Its last figures as far as they still hold: one that has stopped has no address, processes or memory."""
+        sample = self.sample or ContainerSample(self.record.id)
+        if self.report is None or self.report.status != Status.STOPPED:
+            return sample
+        return ContainerSample(sample.id, disk_limit=sample.disk_limit, disk_usage=sample.disk_usage)
 
 
 @dataclass
@@ -224,7 +225,7 @@ class Fleet:
         for container in node.containers:
             live = self.containers[container]
             report = reports.get(container)
-            live.take(report if report is not None and self._belongs(name, report) else None)
+            live.report = report if report is not None and self._belongs(name, report) else None
             self._touch(live)
 
     def samples(self, name: str, samples: Samples) -> None:
@@ -249,7 +250,7 @@ class Fleet:
                 node.keep(Unclaimed(report))
         else:
             live = self.containers[report.id]
-            live.take(None if removed else report)
+            live.report = None if removed else report
             self._touch(live)
         self.revision += 1
 
@@ -264,7 +265,7 @@ class Fleet:
             return
         if report is not None:
             live = self.containers[report.id]
-            live.take(report)
+            live.report = report
             self._touch(live)
         if outcome.sample is not None and sampled_at is not None:
             self._put_sample(name, outcome.sample, sampled_at)
@@ -283,7 +284,6 @@ class Fleet:
         if live.sampled_at is not None and 0 < live.sampled_at - at < CLOCK_STEP:
             return
         live.sample, live.sampled_at = sample, at
-        live.take(live.report)
         self._touch(live)
 
     def _not_ahead(self, sampled_at: float) -> float:

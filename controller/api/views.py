@@ -68,14 +68,14 @@ def container_view(fleet: Fleet, live: LiveContainer) -> dict[str, Any]:
 
 def _machine(fleet: Fleet, live: LiveContainer) -> dict[str, str | None]:
     figures = _figures(fleet, live)
-    load = live.sample.cpu_load if live.sample is not None else None
+    load = live.figures.cpu_load
     return {
         "disk_space": _size(figures["disk_space"]),
         "disk_usage": _size(figures["disk_usage"]),
         "memory": _size(figures["memory"]),
         "free_memory": _size(figures["free_memory"]),
         "cpu_load": None if load is None else format_percent(load),
-        "ip_address": _address(live.sample),
+        "ip_address": _address(live.figures),
     }
 
 
@@ -88,7 +88,7 @@ def _figures(fleet: Fleet, live: LiveContainer) -> dict[str, int | None]:
     node = fleet.nodes.get(live.record.node)
     facts = node.record.facts if node is not None else None
     settings = parse_config(live.record.config)
-    sample = live.sample or ContainerSample(live.record.id)
+    sample = live.figures
     memory = sample.memory_limit or (settings.memory_bytes(facts.memory) or facts.memory if facts else settings.memory)
     free = None
     if memory is not None and sample.memory_usage is not None:
@@ -102,11 +102,11 @@ def _figures(fleet: Fleet, live: LiveContainer) -> dict[str, int | None]:
     }
 
 
-def _address(sample: ContainerSample | None) -> str | None:
+def _address(sample: ContainerSample) -> str | None:
     """The first global address: IPv4 before IPv6."""
     found = [
         (address.family != "inet", position, address.address)
-        for position, interface in enumerate(sample.interfaces if sample is not None else ())
+        for position, interface in enumerate(sample.interfaces)
         for address in interface.addresses
         if address.scope == "global"
     ]
@@ -116,7 +116,7 @@ def _address(sample: ContainerSample | None) -> str | None:
 def state_view(fleet: Fleet, live: LiveContainer) -> dict[str, Any]:
     """GET /1.0/vz/<id>/state: LXD's fields in plain numbers (bytes, nanoseconds, counters, every address)."""
     shown = fleet.status_of(live)
-    sample = live.sample or ContainerSample(live.record.id)
+    sample = live.figures
     figures = _figures(fleet, live)
     view: dict[str, Any] = {
         "status": shown.status.text,

@@ -161,9 +161,7 @@ def _used_without_limit(containers: Iterable[LiveContainer]) -> tuple[int, int]:
     """(memory, disk) in bytes that containers without such a limit use, as far as it is known."""
     memory = disk = 0
     for live in containers:
-        record, sample = live.record, live.sample
-        if sample is None:
-            continue
+        record, sample = live.record, live.figures
         if not record.reserved_memory:
             memory += max(0, (sample.memory_usage or 0) - (sample.memory_reclaimable or 0))
         if not record.reserved_disk:

@@ -51,6 +51,7 @@ async def test_what_has_no_limit_counts_by_its_use(core: Core) -> None:
     await change(core, config={}, reserved_memory=0)
     used = ContainerSample("d", memory_usage=7 * GB, memory_reclaimable=2 * GB, disk_usage=90 * GB)
     load = NodeSample(3 * GB, 10 * GB, 0.5, (0.0, 0.0, 0.0), 9.0)
+    core.fleet.state_changed("n1", replace(core.fleet.containers["d"].report, status=Status.RUNNING), removed=False)
     core.fleet.samples("n1", Samples(core.clock.now().timestamp(), load, (used,)))
     for key, most, over in (("limits.memory", "2800MB", "2801MB"), ("limits.disk", "10GB", "11GB")):
         fits = await core.containers.place(PlacementBody(config={key: most}, node="n1"))

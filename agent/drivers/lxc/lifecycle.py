@@ -25,6 +25,7 @@ TICK = 1.0
 _FROZEN_EVERY = 5
 """Ticks between two looks for what was frozen or thawed by hand: it needs a look at every container."""
 _END_TIMEOUT = 30.0
+_ASK_AGAIN = 1.0
 _REBOOT_PAUSE = 0.05
 
 Listener = Callable[[str, bool], None]
@@ -150,11 +151,18 @@ class Lifecycle:
                 return
             try:
                 async with asyncio.timeout(timeout):
-                    send(watched.init, number)
                     freezer.thaw(self._host.cgroup(container))
-                    await self._until_stopped(container)
+                    await self._ask_until_stopped(container, number)
             except TimeoutError:
                 raise DeadlinePassed(f"container {container} did not stop within {timeout:g} s") from None
+
+    async def _ask_until_stopped(self, container: str, number: int) -> None:
+        """Signal its init, and again: the kernel drops what an init that has just begun does not handle yet."""
+        while (watched := self._watch.get(container)) is not None:
+            send(watched.init, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ASK_AGAIN):
+                    await self._until_stopped(container)
 
     async def _until_stopped(self, container: str) -> None:
         await self._settled(container)
