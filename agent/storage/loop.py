@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from agent.storage.volumes import make_directory, remove_if_empty
 from common.errors import DriverFailed
 from common.process import run
 
+log = logging.getLogger(__name__)
 TIMEOUT = 120.0
 _OPTIONS = "loop,noatime"
 _RELEASE_TIMEOUT = 10.0
@@ -58,9 +60,12 @@ class LoopPool:
         if self._point.is_mount():
             await run(["umount", "--", str(self._point)], timeout=TIMEOUT)
         # The loop device goes with the last of the mounts, those in ending containers' namespaces too.
-        async with asyncio.timeout(_RELEASE_TIMEOUT):
-            while await asyncio.to_thread(self._attached):  # noqa: ASYNC110 -- the kernel tells nobody
-                await asyncio.sleep(_PAUSE)
+        try:
+            async with asyncio.timeout(_RELEASE_TIMEOUT):
+                while await asyncio.to_thread(self._attached):  # noqa: ASYNC110 -- the kernel tells nobody
+                    await asyncio.sleep(_PAUSE)
+        except TimeoutError:
+            log.warning("the pool's loop device goes when the last mount namespace that has it ends")
 
     def _attached(self) -> bool:
         files = Path("/sys/block").glob("loop*/loop/backing_file")

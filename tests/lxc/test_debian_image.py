@@ -13,7 +13,8 @@ from controller.images.files import ImageFiles
 from controller.images.inspect import inspect
 from tests.helpers.image_machine import image_machine, until
 
-pytestmark = [pytest.mark.lxc, pytest.mark.timeout(1800)]
+# Alone: the build's mount namespace keeps the loop devices of other tests' pools.
+pytestmark = [pytest.mark.lxc, pytest.mark.serial, pytest.mark.timeout(1800)]
 
 
 async def test_debian_is_built_boots_and_stops(tmp_path: Path) -> None:
