@@ -11,7 +11,8 @@ from pathlib import Path
 
 from deploy.lib.console import DeployError, environment, run, say, tail
 
-NODE = ["lxc", "lxcfs", "dnsmasq-base", "btrfs-progs", "busybox-static", "uidmap", "iproute2", "mmdebstrap", "xz-utils"]
+NODE = ["lxc", "lxcfs", "dnsmasq-base", "btrfs-progs", "busybox-static", "uidmap", "iproute2", "mmdebstrap"]
+ARCHIVES = ["bzip2", "xz-utils", "zstd"]
 PYTHON = ["python3-venv"]
 APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 INSTALL_TIMEOUT = 1200.0
@@ -19,7 +20,7 @@ INSTALL_TIMEOUT = 1200.0
 
 def needed() -> list[str]:
     """The packages that this machine must have."""
-    packages = NODE + PYTHON
+    packages = NODE + ARCHIVES + PYTHON
     if not (shutil.which("nft", path=_path()) or shutil.which("iptables", path=_path())):
         packages = [*packages, "nftables"]
     # LXC's generated profiles are loaded by the parser; without it no container starts where the kernel has AppArmor.

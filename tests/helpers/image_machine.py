@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from agent.drivers.lxc import ids
 from common import process
 
 FIRST_ID = 1_000_000
@@ -115,6 +116,8 @@ async def image_machine() -> AsyncIterator[Machine]:
     state.chmod(0o711)
     machine = Machine(name, state)
     dnsmasq: asyncio.subprocess.Process | None = None
+    own = ids.IdMap(FIRST_ID, 65536)
+    ids.allow(own, state / ids.MARK)
     try:
         await process.run(["ip", "netns", "add", name], timeout=10)
         for line in (
@@ -127,6 +130,7 @@ async def image_machine() -> AsyncIterator[Machine]:
         dnsmasq = await asyncio.create_subprocess_exec(*_dnsmasq(machine), stdin=asyncio.subprocess.DEVNULL)
         yield machine
     finally:
+        ids.withdraw(own, state / ids.MARK)
         await _take_down(machine, dnsmasq)
 
 

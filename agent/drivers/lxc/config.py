@@ -71,6 +71,9 @@ def _isolation(settings: Settings, around: Surroundings) -> Lines:
     if around.apparmor:
         lines.append(("lxc.apparmor.profile", "generated"))
         lines.append(("lxc.apparmor.allow_nesting", "1" if settings.nesting else "0"))
+        if not settings.privileged:
+            # systemd shuts most of its services in mounts of their own; what those may be, the user namespace decides.
+            lines += [("lxc.apparmor.raw", rule) for rule in ("mount,", "umount,", "pivot_root,")]
     if settings.privileged:
         return [*lines, ("lxc.cap.drop", _DROPPED)]
     mapping = f"0 {around.first_id} {around.id_count}"
