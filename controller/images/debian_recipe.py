@@ -50,6 +50,7 @@ FILES = {
 }
 # They fail in a user namespace, which makes the state "degraded", or are for machines with disks of their own.
 MASKED = (
+    "sys-kernel-config.mount",
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
     "systemd-modules-load.service",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from common.commands import ReceiveContainer, SendContainer
+from common.errors import Cancelled, Unauthorized, Unavailable
+from common.messages import Outcome
 from common.reports import ContainerSpec
 from controller.operations.kinds import Context
 
@@ -22,7 +25,7 @@ async def transfer(
     snapshot: str | None,
     with_snapshots: bool,
 ) -> None:
-    """Make `target` on its node from what `source` has on its own. Raises what went wrong first."""
+    """Make `target` on its node from what `source` has on its own. Raises why one end failed."""
     relay = context.resources.relay
     tokens = relay.open(context.operation.id)
     path = f"/1.0/internal/transfers/{context.operation.id}"
@@ -33,7 +36,7 @@ async def transfer(
         asyncio.ensure_future(context.command(target_node, receive, target.generation, part="-receive")),
     ]
     try:
-        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_EXCEPTION)
         # The other end hears at once when one has failed, and says how it ended.
         relay.close(context.operation.id)
         await asyncio.wait(ends, timeout=END_TIME)
@@ -41,5 +44,18 @@ async def transfer(
         relay.close(context.operation.id)
         for end in ends:
             end.cancel()
-    for end in (*done, *ends):
-        end.result()
+    raise_cause(ends)
+
+
+def raise_cause(ends: Sequence[asyncio.Future[Outcome]]) -> None:
+    """Raise the failure of an end, if there is one: a cause before the broken connection that it led to."""
+    errors = [end.exception() for end in ends if end.done() and not end.cancelled()]
+    failures = sorted((error for error in errors if error is not None), key=_is_consequence)
+    if failures:
+        raise failures[0]
+    if not all(end.done() and not end.cancelled() for end in ends):
+        raise Unavailable("one end of the transfer did not say how it ended")
+
+
+def _is_consequence(error: BaseException) -> bool:
+    return isinstance(error, Unavailable | Cancelled | Unauthorized)
