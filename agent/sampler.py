@@ -86,12 +86,7 @@ class Sampler:
 
     async def _tick_young(self) -> None:
         names = list(self._young)
-        try:
-            samples = await self._in_thread(lambda: self._driver.sample(names))
-        # As in a whole tick.
-        except Exception:
-            log.exception("the samples could not be taken")
-            samples = []
+        samples = await self._read(lambda: self._driver.sample(names)) or []
         now = self._clock.monotonic()
         reached = {sample.id for sample in samples if has_address(sample)}
         self._young = {name: until for name, until in self._young.items() if name not in reached and until > now}
@@ -108,14 +103,20 @@ class Sampler:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _tick(self) -> None:
+        read = await self._read(lambda: (self._driver.sample_node(), self._driver.sample()))
+        if read is None:
+            return
+        self._node, containers = read
+        self._offer(batches(self._clock.now().timestamp(), self._node, containers))
+
+    async def _read(self, work: Callable[[], _T]) -> _T | None:
+        """Run `work` in the thread; None when it fails, which is logged."""
         try:
-            node, containers = await self._in_thread(lambda: (self._driver.sample_node(), self._driver.sample()))
+            return await self._in_thread(work)
         # A fault in reading one figure must not end all samples for good.
         except Exception:
             log.exception("the samples could not be taken")
-            return
-        self._node = node
-        self._offer(batches(self._clock.now().timestamp(), node, containers))
+            return None
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 
@@ -29,12 +28,6 @@ class Capabilities:
     disk_limits: bool
     snapshots: bool
     privileged: bool
-
-
-class ByteSink(Protocol):
-    """Where a container's data goes; `write` waits until there is room."""
-
-    async def write(self, data: bytes) -> None: ...
 
 
 class Driver(ABC):

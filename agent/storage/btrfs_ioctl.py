@@ -54,11 +54,6 @@ def directory(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def is_subvolume(path: Path) -> bool:
-    """Whether a directory of a btrfs file system is the root of a subvolume."""
-    return path.stat(follow_symlinks=False).st_ino == SUBVOLUME_INODE
-
-
 def create_subvolume(path: Path) -> None:
     """Make an empty subvolume."""
     with directory(path.parent) as parent:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.real_fleet import BUSYBOX, RealFleet, quickstart, real_fleet, until
 
-pytestmark = [pytest.mark.lxc, pytest.mark.timeout(400), pytest.mark.xdist_group("fleet")]
+pytestmark = [pytest.mark.lxc, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
