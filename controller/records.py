@@ -27,20 +27,42 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+class NodeMode(StrEnum):
+    """What an operator decided about a node; whether it can be reached is another matter."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    FENCED = "fenced"
+
+
+class Power(StrEnum):
+    """What the last operation left a container as: what it is found as beside that is drift."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FROZEN = "frozen"
+
+
 class Node(Record, frozen=True):
-    """A host that has joined. `public_key` is its CURVE key in Z85, its identity."""
+    """A host that has joined. `public_key` is its CURVE key in Z85, its identity.
+
+    `draining` gets no new containers; `fenced` was stated to be off at `fenced_at`, so that its containers may run
+    elsewhere.
+    """
 
     name: str
     public_key: str
     added_at: str
     facts: NodeFacts | None = None
     description: str = ""
+    mode: NodeMode = NodeMode.ACTIVE
+    fenced_at: str | None = None
 
 
 class Container(Record, frozen=True):
     """A container. `operation` is the one that works on it now; `image` names what was asked for and what it got.
 
-    `reserved_*` is what placement counts for it on its node: bytes, and a number of CPUs.
+    `reserved_*` is what placement counts for it on its node, in bytes. `power` is None until an operation decided it.
     """
 
     id: str
@@ -57,6 +79,7 @@ class Container(Record, frozen=True):
     error: str | None = None
     reserved_memory: int = 0
     reserved_disk: int = 0
+    power: Power | None = None
 
 
 class Snapshot(Record, frozen=True):
@@ -144,6 +167,30 @@ class JoinToken(Record, frozen=True):
     node: str | None
     expires_at: str
     used_by: str | None = None
+
+
+class EventType(StrEnum):
+    """Kinds of events, named as LXD names them (/1.0/events)."""
+
+    OPERATION = "operation"
+    LIFECYCLE = "lifecycle"
+
+
+class Event(Record, frozen=True):
+    """Something that happened, numbered without gaps in the order of the commits.
+
+    `action` names it (`operation-updated`, `container-started`), `source` is the URL of what it is about, `container`
+    and `node` say who may read it; `body` is the record, or the details, as plain values.
+    """
+
+    sequence: int
+    at: str
+    type: EventType
+    action: str
+    source: str
+    container: str | None
+    node: str | None
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True)

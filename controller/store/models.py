@@ -21,6 +21,8 @@ nodes = Table(
     Column("added_at", String(32), nullable=False),
     Column("facts", JSON),
     Column("description", Text, nullable=False),
+    Column("mode", String(16), nullable=False, server_default="active"),
+    Column("fenced_at", String(32)),
 )
 
 containers = Table(
@@ -40,6 +42,7 @@ containers = Table(
     Column("error", Text),
     Column("reserved_memory", BigInteger, nullable=False),
     Column("reserved_disk", BigInteger, nullable=False),
+    Column("power", String(16)),
 )
 
 snapshots = Table(
@@ -126,4 +129,29 @@ last_samples = Table(
     Column("node", String(63), ForeignKey("nodes.name", ondelete="CASCADE"), primary_key=True),
     Column("received_at", String(32), nullable=False),
     Column("body", JSON, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", String(32), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("source", String(255), nullable=False),
+    Column("container", String(64)),
+    Column("node", String(63)),
+    Column("body", JSON, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("caller", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", String(32), nullable=False, index=True),
+    Column("status", Integer, nullable=False),
+    Column("location", Text),
+    Column("body", Text, nullable=False),
 )

@@ -19,8 +19,11 @@ from controller.store.db import make_engine
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def upgrade(url: str) -> None:
-    """Bring the database to this version's schema; an SQLite file is copied beside itself before."""
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the database to this version's schema, or to an earlier `revision` when it is empty.
+
+    An SQLite file is copied beside itself before.
+    """
     engine = make_engine(url, writer=True)
     if engine.dialect.name == "sqlite":
         # A table that is rebuilt is dropped, which would delete the rows of others that refer to it.
@@ -36,7 +39,7 @@ def upgrade(url: str) -> None:
         configuration.set_main_option("script_location", str(_MIGRATIONS))
         with engine.begin() as connection:
             configuration.attributes["connection"] = connection
-            command.upgrade(configuration, "head")
+            command.upgrade(configuration, revision)
     finally:
         engine.dispose()
 

@@ -28,6 +28,7 @@ from controller.records import (
     Container,
     JoinToken,
     Node,
+    NodeMode,
     Operation,
     OperationError,
     Phase,
@@ -469,10 +470,37 @@ def _set_revision(url: str, revision: str) -> None:
     engine.dispose()
 
 
-def test_a_file_is_copied_before_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"sqlite:///{tmp_path / 'store.db'}"
+def test_an_upgrade_keeps_every_row(url: str) -> None:
+    schema.upgrade(url, "0001")
+    engine = make_engine(url, writer=True)
+    with engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO nodes (name, public_key, added_at, description) VALUES ('n', 'k', 't', '')")
+        )
+        connection.execute(
+            text(
+                "INSERT INTO containers (id, node, generation, hostname, description, config, hwaddr, created_at, "
+                "phase, reserved_memory, reserved_disk) VALUES ('c', 'n', 7, 'h', '', '{}', 'm', 't', 'ready', 1, 2)"
+            )
+        )
+        connection.execute(
+            text("INSERT INTO snapshots (container, name, created_at, config) VALUES ('c', 's', 't', '{}')")
+        )
     schema.upgrade(url)
-    monkeypatch.setattr(schema, "_revisions", lambda _: ("0001", "0002"))
+    schema.check(url)
+    with engine.begin() as connection:
+        node, container = nodes.rows.get(connection, "n"), containers.rows.get(connection, "c")
+        assert node is not None
+        assert container is not None
+        assert (node.mode, node.fenced_at) == (NodeMode.ACTIVE, None)
+        assert (container.generation, container.power) == (7, None)
+        assert [snapshot.name for snapshot in containers.all_snapshots(connection, "c")] == ["s"]
+    engine.dispose()
+
+
+def test_a_file_is_copied_before_an_upgrade(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    schema.upgrade(url, "0001")
     schema.upgrade(url)
     copy = sqlite3.connect(tmp_path / "store.db.before-0001")
     assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
