@@ -66,6 +66,7 @@ class Agent:
             identity,
             clock,
             self,
+            seen=self._journal.highest,
         )
         self._sampler = Sampler(self._driver, clock, self._link.offer, self._link.connected, config.sample_interval)
         transfers = Transfers(self._driver, self._client)

@@ -29,7 +29,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     driver: Literal["lxc", "fake"] = "lxc"
     storage: Literal["auto", "btrfs", "dir"] = "auto"
     pool: Path | None = None
-    """A directory on btrfs to be used instead of a loop file of the agent's own."""
+    """A directory on btrfs in which the agent makes one of its own, named as `cgroup`; None: a loop file."""
     pool_size: int = 20 * 10**9
     """Bytes of the (sparse) loop file."""
     bridge: str | None = None

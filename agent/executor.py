@@ -26,6 +26,9 @@ from common.tasks import Tasks
 
 log = logging.getLogger(__name__)
 PARALLEL = 16
+BOUNDARIES = ("received", "begun", "done", "finished", "told")
+"""Where a test can make the agent fail at a command: before and after it stands in the journal, after the driver, after
+its result stands in the journal, after that is on its way. The point is `agent/<step>/<do or undo>/<boundary>`."""
 MAX_TEXT = 2000
 
 
@@ -144,22 +147,27 @@ class Executor:
             return
         if isinstance(decision, Refuse):
             raise decision.error
+        self._reach(command, "received")
         await self._journal.begin(command)
-        self._failpoints("agent/begun")
+        self._reach(command, "begun")
         self._running[command.id] = True
         self._send(Accepted(command.id))
         log.info("a command begins", extra={"name_of_command": _name(command), "again": decision.again})
         result = await self._in_turn(command)
         await self._finish(result)
-        self._failpoints("agent/finished")
+        self._reach(command, "finished")
         self._send(result)
+        self._reach(command, "told")
 
     async def _in_turn(self, command: Command) -> Result:
         async with self._locks.hold(*containers_of(command)), self._slot(command):
             refusal = outdated(command, self._fences())
             result = Result(command.id, error=_wire(refusal)) if refusal else await self._carry_out(command)
-            self._failpoints("agent/done")
+            self._reach(command, "done")
             return result
+
+    def _reach(self, command: Command, boundary: str) -> None:
+        self._failpoints(f"agent/{command.id.partition('/')[2]}/{boundary}")
 
     async def _carry_out(self, command: Command) -> Result:
         report = ProgressReporter(command.id, self._clock, self._send)

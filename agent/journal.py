@@ -77,6 +77,10 @@ class Journal:
             await asyncio.to_thread(self._thread.join)
             self._thread = None
 
+    def highest(self) -> tuple[int, int]:
+        """The highest epoch ever seen, and the highest generation journalled for any container."""
+        return self.epoch, max(self.generations.values(), default=0)
+
     async def find(self, command: str) -> Record | None:
         """What is known of a command."""
 

@@ -29,7 +29,11 @@ OLDEST_PROTOCOL = 1
 
 
 class Hello(Record, frozen=True, tag="hello"):
-    """First message of a connection. `boot_id` is the kernel's; `instance` is new with each start of the agent."""
+    """First message of a connection. `boot_id` is the kernel's; `instance` is new with each start of the agent.
+
+    `epoch`, `generation` and `commit` are the highest that the agent has seen of this controller: a controller that
+    is behind them has lost rows (0: none seen).
+    """
 
     oldest: Count
     newest: Count
@@ -39,9 +43,23 @@ class Hello(Record, frozen=True, tag="hello"):
     instance: Name
     connection: Count
     monotonic: float
+    epoch: Count = 0
+    generation: Count = 0
+    commit: Count = 0
 
 
-class Inventory(Record, frozen=True, tag="inventory"):
+class FromAgent(Record, frozen=True, kw_only=True):
+    """What an agent says in a session: of which session it is, and the how manieth, from 1.
+
+    A message of another session is dropped, one that comes again too, and all are handled in their order. Agents that
+    do not know these fields are heard without (0).
+    """
+
+    session: Name = ""
+    number: Count = 0
+
+
+class Inventory(FromAgent, frozen=True, tag="inventory"):
     """All that the node has; answers WELCOME and is repeated every few minutes."""
 
     facts: NodeFacts
@@ -49,7 +67,7 @@ class Inventory(Record, frozen=True, tag="inventory"):
     images: tuple[ImageReport, ...]
 
 
-class Heartbeat(Record, frozen=True, tag="heartbeat"):
+class Heartbeat(FromAgent, frozen=True, tag="heartbeat"):
     """The agent lives. `monotonic` is its clock (the base of `expires_at`), `lag` its event loop's delay in seconds."""
 
     sequence: Count
@@ -57,13 +75,13 @@ class Heartbeat(Record, frozen=True, tag="heartbeat"):
     lag: float
 
 
-class Accepted(Record, frozen=True, tag="accepted"):
+class Accepted(FromAgent, frozen=True, tag="accepted"):
     """The command stands in the agent's journal and will be carried out or answered with an error."""
 
     command: Name
 
 
-class Progress(Record, frozen=True, tag="progress"):
+class Progress(FromAgent, frozen=True, tag="progress"):
     """How far a command is; `percent` 0 to 100, the rest as far as it is known (bytes, bytes per second)."""
 
     command: Name
@@ -81,7 +99,7 @@ class Outcome(Record, frozen=True):
     bytes: Count | None = None
 
 
-class Result(Record, frozen=True, tag="result"):
+class Result(FromAgent, frozen=True, tag="result"):
     """The end of a command. Exactly one of `outcome` and `error` is set. Sent again until it is acknowledged."""
 
     command: Name
@@ -90,7 +108,7 @@ class Result(Record, frozen=True, tag="result"):
     sampled_at: float | None = None
 
 
-class Samples(Record, frozen=True, tag="samples"):
+class Samples(FromAgent, frozen=True, tag="samples"):
     """The figures of all running containers; `sampled_at` in seconds since 1970 by the agent's wall clock."""
 
     sampled_at: float
@@ -98,7 +116,7 @@ class Samples(Record, frozen=True, tag="samples"):
     containers: tuple[ContainerSample, ...]
 
 
-class StateChanged(Record, frozen=True, tag="state-changed"):
+class StateChanged(FromAgent, frozen=True, tag="state-changed"):
     """A container changed by itself or by hand: it died, stopped, was started or removed on the host."""
 
     container: ContainerReport
@@ -106,7 +124,7 @@ class StateChanged(Record, frozen=True, tag="state-changed"):
 
 
 class Welcome(Record, frozen=True, tag="welcome"):
-    """Answers HELLO. `epoch` grows with each start of the controller; intervals in seconds."""
+    """Answers the HELLO of this `connection`. `epoch` grows with each start of the controller; times in seconds."""
 
     protocol: Count
     node: Name
@@ -115,6 +133,7 @@ class Welcome(Record, frozen=True, tag="welcome"):
     heartbeat_interval: float
     heartbeat_timeout: float
     sample_interval: float
+    connection: Count = 0
 
 
 class Refused(Record, frozen=True, tag="refused"):
@@ -125,9 +144,10 @@ class Refused(Record, frozen=True, tag="refused"):
 
 
 class Ping(Record, frozen=True, tag="ping"):
-    """The controller lives."""
+    """The controller lives. `commit` is the number of its last commit, to be told again in the next HELLO."""
 
     sequence: Count
+    commit: Count = 0
 
 
 class ResultAcknowledged(Record, frozen=True, tag="result-acknowledged"):

@@ -17,13 +17,12 @@ from common.errors import VzfleetError
 from common.instance import only_one
 from common.process import watch_by_descriptor
 from controller import settings as settings_module
-from controller.api.base import ROLES
+from controller.api.identity import ROLES
 from controller.app import App, prepare_state
 from controller.services.identities import new_token
 from controller.settings import ControllerSettings
+from controller.spool import Spool
 from controller.store import schema
-from controller.store import tokens as token_rows
-from controller.store.db import Database
 
 log = logging.getLogger(__name__)
 
@@ -92,22 +91,13 @@ def _upgrade(settings: ControllerSettings, _options: argparse.Namespace) -> int:
 def _token(settings: ControllerSettings, options: argparse.Namespace) -> int:
     schema.check(settings.url)
     text, record = new_token(options.name, options.role, SystemClock())
-
-    async def add() -> None:
-        store = Database(settings.url, lambda _: None)
-        await store.open()
-        try:
-            await store.write(lambda transaction: token_rows.rows.insert(transaction, record))
-        finally:
-            await store.close()
-
-    asyncio.run(add())
+    # The running controller takes it in at its first use, another one at its start.
+    Spool(settings.state).put(record)
     print(text)
     return 0
 
 
 def _run(settings: ControllerSettings, options: argparse.Namespace) -> int:
-    schema.check(settings.url)
     # Two of them on one database would both carry out its operations.
     with only_one(settings.state / "controller.lock", "a controller"):
         return _run_alone(settings, options)

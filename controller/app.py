@@ -21,7 +21,7 @@ from common.failpoints import from_environment
 from common.tasks import Tasks
 from controller import certificates
 from controller.api.application import make_server
-from controller.api.base import ServerFacts, Services
+from controller.api.services import ServerFacts, Services
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.router import Router
 from controller.dispatch.sessions import LinkSettings
@@ -40,16 +40,21 @@ from controller.services.enrolment import Enrolment
 from controller.services.identities import Identities
 from controller.services.image_operations import ImageOperations
 from controller.services.images import Images
+from controller.services.moves import Moves
 from controller.services.nodes import Nodes
 from controller.services.operations import Operations
+from controller.services.reconciliation import Reconciliation
 from controller.services.states import States
+from controller.services.witnesses import Witnesses
 from controller.settings import ControllerSettings
+from controller.spool import Spool
 from controller.store import containers as container_rows
-from controller.store import counters, schema
+from controller.store import counters, health, schema
 from controller.store import images as image_rows
 from controller.store import nodes as node_rows
 from controller.store import operations as operation_rows
 from controller.store.db import Database
+from controller.store.mark import Mark
 
 log = logging.getLogger(__name__)
 SAVE_FIGURES_EVERY = 30.0
@@ -81,8 +86,9 @@ class App:
         self._clock = clock or SystemClock()
         self._tasks = Tasks("controller")
         self.fleet = Fleet(self._clock)
-        self.store = Database(settings.url, self._committed)
-        self.identities = Identities(self.store, self._clock)
+        self._mark = Mark(settings.state / "store.mark")
+        self.store = Database(settings.url, self._committed, self._mark)
+        self.identities = Identities(self.store, Spool(settings.state), self._clock)
         self.nodes = Nodes(self.store, self.fleet, settings, self._clock)
         self._files = ImageFiles(settings.state / "images")
         self._server: HTTPServer | None = None
@@ -91,24 +97,39 @@ class App:
     async def start(self) -> None:
         """Open store, link and API, and go on with unfinished operations. Raises VzfleetError or OSError."""
         settings = self.settings
+        lost = await asyncio.to_thread(health.examine, settings.url, self._mark)
         schema.check(settings.url)
         tls = prepare_state(settings)
         key = keys.load(settings.state / "link.key")
         (settings.state / "images").mkdir(mode=0o700, exist_ok=True)
         self._files.sweep()
+        self.reconciliation = Reconciliation(settings.state, self.fleet, self.store, self._clock)
+        if lost is not None:
+            self.reconciliation.begin(lost)
         await self.store.open()
         await self.store.read(self._load)
+        if self.reconciliation.kept:
+            await self.reconciliation.end_unfinished()
         await self.identities.open()
         epoch = await self.store.write(lambda transaction: counters.advance(transaction, "epoch"))
+        self.witnesses = Witnesses(
+            self.nodes,
+            self.reconciliation,
+            self.store,
+            self.fleet,
+            epoch,
+            raised=lambda higher: self.dispatcher.raise_epoch(higher),
+        )
         self.dispatcher = Dispatcher(
             router=Router(f"tcp://{settings.host}:{settings.agent_port}", key, self._clock),
             clock=self._clock,
             epoch=epoch,
             settings=LinkSettings(settings.heartbeat_interval, settings.heartbeat_timeout, settings.sample_interval),
-            listener=self.nodes,
-            over=lambda command: self.engine.over(command),
+            listener=self.witnesses,
+            over=self._over,
+            witness=self.witnesses,
         )
-        services = self._services(tls, key, epoch)
+        services = self._services(tls, key)
         await self.nodes.restore_figures()
         for name, node in self.fleet.nodes.items():
             self.dispatcher.enrol(name, node.record.public_key)
@@ -119,7 +140,7 @@ class App:
         self._tasks.start(self._prune(), "prune")
         log.info("controller started", extra={"port": self.port, "epoch": epoch, "nodes": len(self.fleet.nodes)})
 
-    def _services(self, tls: certificates.Certificates, key: keys.KeyPair, epoch: int) -> Services:
+    def _services(self, tls: certificates.Certificates, key: keys.KeyPair) -> Services:
         relay = Relay()
         ticket_key = hashlib.sha256(f"image tickets {key.secret}".encode()).digest()
         builders = (BusyboxBuilder(), DebianBuilder())
@@ -137,28 +158,37 @@ class App:
             authority=tls.fingerprint,
             public_key=key.public,
         )
+        changes = Changes(containers)
         server = ServerFacts(
             name=platform.node(),
             version=VERSION,
             instance=uuid.uuid4().hex[:12],
-            epoch=epoch,
             ca=tls.ca.read_text(encoding="ascii"),
             max_upload=self.settings.max_upload,
         )
         return Services(
             fleet=self.fleet,
             containers=containers,
-            changes=Changes(containers),
+            changes=changes,
+            moves=Moves(containers, changes),
             states=States(containers),
             images=images,
             image_operations=ImageOperations(images, operations),
             nodes=self.nodes,
             enrolment=enrolment,
             operations=operations,
+            reconciliation=self.reconciliation,
+            witnesses=self.witnesses,
             identities=self.identities,
             relay=relay,
             server=server,
         )
+
+    def _over(self, command: str) -> bool:
+        over = self.engine.over(command)
+        if over:
+            self.witnesses.stray(command)
+        return over
 
     def _serve(self, services: Services, tls: certificates.Certificates) -> None:
         self._server = make_server(services, tls.server_context())
@@ -187,6 +217,7 @@ class App:
         await self._tasks.close()
         await self.engine.close()
         await self.dispatcher.close()
+        await self.witnesses.close()
         if self._server is not None:
             await self._server.close_all_connections()
         try:

@@ -6,85 +6,16 @@ A mirror of committed rows plus what agents pushed. No SQL, no waiting: every re
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from common.clock import Clock, timestamp
 from common.messages import Inventory, Outcome, Samples
-from common.reports import ContainerReport, ContainerSample, NodeSample
-from common.states import CONTAINER_STATES, NodeStatus, Status
+from common.reports import ContainerReport, ContainerSample
+from common.states import NodeStatus
+from controller.live import LiveContainer, LiveNode, ShownStatus, Unclaimed, shown_status
 from controller.records import Change, Container, Image, Node, Phase, Snapshot
-
-MAX_UNCLAIMED = 10_000
-"""Containers of nobody that are kept for a node: what agents send must not fill the memory."""
-CLOCK_STEP = 60.0
-"""Seconds; figures that are older than the present ones by more come from a clock that was set back."""
-
-
-@dataclass
-class LiveContainer:
-    """A container's row, what its node last reported of it, and its last figures with their time."""
-
-    record: Container
-    report: ContainerReport | None = None
-    sample: ContainerSample | None = None
-    sampled_at: float | None = None
-    snapshots: dict[str, Snapshot] = field(default_factory=dict)
-    version: int = 0
-    rendered: dict[str, bytes] = field(default_factory=dict)
-    """Answers of the API as bytes, by kind; dropped at every change."""
-
-    @property
-    def figures(self) -> ContainerSample:
-        """Its last figures as far as they still hold: one that has stopped has no address, processes or memory."""
-        sample = self.sample or ContainerSample(self.record.id)
-        if self.report is None or self.report.status != Status.STOPPED:
-            return sample
-        return ContainerSample(sample.id, disk_limit=sample.disk_limit, disk_usage=sample.disk_usage)
-
-
-@dataclass
-class Unclaimed:
-    """A container on a node of which no row says that it belongs there: made by hand, or about to be claimed."""
-
-    report: ContainerReport
-    sample: ContainerSample | None = None
-    sampled_at: float | None = None
-
-
-@dataclass
-class LiveNode:
-    """A node's row, its status with the reason, and its load.
-
-    `images` are those it holds, each with whether it is ready for containers with an id map; None: no inventory yet.
-    """
-
-    record: Node
-    status: NodeStatus = NodeStatus.OFFLINE
-    reason: str = "not connected since the controller started"
-    since: str = ""
-    last_seen: str | None = None
-    sample: NodeSample | None = None
-    sampled_at: float | None = None
-    images: dict[str, bool] | None = None
-    unclaimed: dict[str, Unclaimed] = field(default_factory=dict)
-    containers: set[str] = field(default_factory=set)
-
-    def keep(self, unclaimed: Unclaimed) -> None:
-        """Note a container that no row claims."""
-        if len(self.unclaimed) < MAX_UNCLAIMED:
-            self.unclaimed[unclaimed.report.id] = unclaimed
-
-
-@dataclass(frozen=True)
-class ShownStatus:
-    """What the API says of a container: its status, why when it is Error, and the last one known."""
-
-    status: Status
-    reason: str | None = None
-    last: Status | None = None
 
 
 class Fleet:
@@ -140,14 +71,11 @@ class Fleet:
         live = self.containers.get(record.id)
         if live is None:
             live = self.containers[record.id] = LiveContainer(record)
-        elif live.record.generation != record.generation:
-            # Another incarnation: what was reported of the former says nothing about it.
-            live.report, live.sample, live.sampled_at = None, None, None
         if live.record.node != record.node and live.record.node in self.nodes:
             self.nodes[live.record.node].containers.discard(record.id)
         if record.node in self.nodes:
             self.nodes[record.node].containers.add(record.id)
-        live.record = record
+        live.take_record(record)
         self._claim(live)
         self._touch(live)
 
@@ -205,13 +133,9 @@ class Fleet:
         node = self.nodes.get(name)
         if node is None:
             return
-        now = timestamp(self._clock.now())
-        if node.status is not status:
-            node.since = now
-        node.status, node.reason = status, reason
-        if status is NodeStatus.ONLINE:
-            node.last_seen = now
-        self._touch_all(node.containers)
+        node.take_status(status, reason, timestamp(self._clock.now()))
+        for container in node.containers:
+            self._touch(self.containers[container])
 
     def inventory(self, name: str, inventory: Inventory) -> None:
         """All that a node has. Containers that it no longer has lose their report; unknown ones are kept apart."""
@@ -271,20 +195,21 @@ class Fleet:
             self._put_sample(name, outcome.sample, sampled_at)
 
     def gone(self, name: str, container: str) -> None:
-        """A command removed this container from the node: if no row claims it, it is forgotten."""
+        """A command removed this container from the node: what was reported of it there holds no more."""
         if name in self.nodes:
             self.nodes[name].unclaimed.pop(container, None)
+        live = self.containers.get(container)
+        # A whole one that is being deleted is shown as it was until its row goes.
+        if live is not None and live.record.node == name and live.record.phase is not Phase.READY:
+            live.report = None
+            self._touch(live)
 
     def _put_sample(self, name: str, sample: ContainerSample, sampled_at: float) -> None:
         live = self.containers.get(sample.id)
-        at = self._not_ahead(sampled_at)
         if live is None or live.record.node != name:
             return
-        # A batch that was taken before the latest figure (an operation's own) does not replace it.
-        if live.sampled_at is not None and 0 < live.sampled_at - at < CLOCK_STEP:
-            return
-        live.sample, live.sampled_at = sample, at
-        self._touch(live)
+        if live.take_sample(sample, self._not_ahead(sampled_at)):
+            self._touch(live)
 
     def _not_ahead(self, sampled_at: float) -> float:
         """A time by an agent's clock, which may be wrong: nothing was sampled in the future, or before 1970."""
@@ -295,39 +220,17 @@ class Fleet:
         return live is not None and live.record.node == name and live.record.generation == report.generation
 
     def _touch(self, live: LiveContainer) -> None:
-        live.version += 1
         live.rendered.clear()
         self.revision += 1
-
-    def _touch_all(self, containers: Iterable[str]) -> None:
-        for container in containers:
-            self._touch(self.containers[container])
 
     # ------------------------------------------------------------ what readers ask
 
     def status_of(self, live: LiveContainer) -> ShownStatus:
         """The status of a container as the API shows it."""
-        record = live.record
-        last = _known(live.report.status) if live.report is not None else None
-        if record.phase is Phase.CREATING:
-            return ShownStatus(Status.PENDING)
-        if record.phase is Phase.FAILED:
-            return ShownStatus(Status.ERROR, record.error, last)
-        node = self.nodes.get(record.node)
-        if node is None or node.status not in (NodeStatus.ONLINE, NodeStatus.SUSPECT):
-            reason = f"node {record.node} is out of reach: {node.reason if node else 'unknown'}"
-            return ShownStatus(Status.ERROR, reason, last)
-        if live.report is None or last is None:
-            return ShownStatus(Status.ERROR, f"node {record.node} does not have this container")
-        return ShownStatus(last, live.report.reason if last is Status.ERROR else None)
+        return shown_status(live, self.nodes.get(live.record.node))
 
     def generations(self, node: str) -> dict[str, int]:
         """The containers that belong to a node by the controller's word."""
         live = self.nodes.get(node)
         owned = live.containers if live is not None else set()
         return {container: self.containers[container].record.generation for container in sorted(owned)}
-
-
-def _known(status: int) -> Status:
-    """The status of an agent's report; a code that no container can have is an error of that node alone."""
-    return Status(status) if status in CONTAINER_STATES else Status.ERROR

@@ -91,35 +91,39 @@ def _refusal(node: NodeState, wanted: Wanted, policy: Policy) -> str | None:
         return "an unmanaged container has that id there"
     if wanted.architecture is not None and wanted.architecture != node.architecture:
         return f"architecture {node.architecture}, the image needs {wanted.architecture}"
+    return shortage(node, wanted, policy)
+
+
+def shortage(
+    node: NodeState, wanted: Wanted, policy: Policy, *, held_memory: int = 0, held_disk: int = 0
+) -> str | None:
+    """What a node has too little of for `wanted`; None: it suffices.
+
+    `held_*` is what the container reserves there already, in bytes: its own, however much the node has promised.
+    """
     if wanted.cpus is not None and wanted.cpus > node.cpus:
         return f"{node.cpus} CPUs, {wanted.cpus} are asked for"
-    return _memory_refusal(node, wanted, policy) or _disk_refusal(node, wanted, policy)
+    if wanted.disk is not None and not node.disk_limits:
+        return "its storage cannot hold a disk limit (that needs btrfs)"
+    memory = memory_of(wanted, node.memory)
+    memory_capacity = int(node.memory * policy.overcommit_memory)
+    disk_capacity = int(node.disk * policy.overcommit_disk)
+    return _lacking("memory", memory, memory_capacity - node.reserved_memory, held_memory) or _lacking(
+        "disk", wanted.disk, disk_capacity - node.reserved_disk, held_disk
+    )
+
+
+def _lacking(what: str, wanted: int | None, unreserved: int, held: int) -> str | None:
+    left = unreserved + held
+    # What it holds already it may keep on a node that has promised too much.
+    if wanted is None or wanted <= left or 0 < wanted <= held:
+        return None
+    return f"{format_size(max(0, left))} of {what} left to reserve, {format_size(wanted)} are asked for"
 
 
 def memory_of(wanted: Wanted, node_memory: int) -> int | None:
     """The memory limit in bytes on a node with that much memory."""
     return node_memory * wanted.memory_share // 100 if wanted.memory_share is not None else wanted.memory
-
-
-def _memory_refusal(node: NodeState, wanted: Wanted, policy: Policy) -> str | None:
-    memory = memory_of(wanted, node.memory)
-    capacity = int(node.memory * policy.overcommit_memory)
-    if memory is not None and node.reserved_memory + memory > capacity:
-        left = format_size(max(0, capacity - node.reserved_memory))
-        return f"{left} of memory left to reserve, {format_size(memory)} are asked for"
-    return None
-
-
-def _disk_refusal(node: NodeState, wanted: Wanted, policy: Policy) -> str | None:
-    if wanted.disk is None:
-        return None
-    if not node.disk_limits:
-        return "its storage cannot hold a disk limit (that needs btrfs)"
-    capacity = int(node.disk * policy.overcommit_disk)
-    if node.reserved_disk + wanted.disk > capacity:
-        left = format_size(max(0, capacity - node.reserved_disk))
-        return f"{left} of disk left to reserve, {format_size(wanted.disk)} are asked for"
-    return None
 
 
 def _free_share(node: NodeState) -> float:

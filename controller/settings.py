@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,8 @@ from msgspec import Meta, Struct
 
 from common.errors import InvalidRequest
 
+DATABASE_URL = "VZFLEET_DATABASE_URL"
+"""Name of the environment variable that goes over `database_url`: it may hold a password."""
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -25,7 +28,7 @@ class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     addresses: tuple[str, ...] = ()
     """Names and addresses by which others reach the controller; they stand in its certificate and in join tokens."""
     database_url: str = ""
-    """SQLAlchemy URL; empty means `controller.db` in the state directory."""
+    """`postgresql://USER@HOST/NAME` or `sqlite:///FILE`; empty means `controller.db` in the state directory."""
     overcommit_memory: Positive = 1.0
     """How many times a node's memory may be promised to containers."""
     overcommit_disk: Positive = 1.0
@@ -56,9 +59,11 @@ class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 def load(state: Path, **overrides: object) -> ControllerSettings:
     """Settings of the controller in `state`; `overrides` that are None do not count.
 
-    Raises InvalidRequest naming the field that is wrong.
+    The environment's VZFLEET_DATABASE_URL goes over the file. Raises InvalidRequest naming the field that is wrong.
     """
     file = state / "controller.json"
+    if os.environ.get(DATABASE_URL):
+        overrides = {"database_url": os.environ[DATABASE_URL], **overrides}
     try:
         stored = msgspec.json.decode(file.read_bytes(), type=dict) if file.exists() else {}
         given = {key: value for key, value in overrides.items() if value is not None}
@@ -71,7 +76,9 @@ def load(state: Path, **overrides: object) -> ControllerSettings:
 
 
 def save(settings: ControllerSettings) -> None:
-    """Write what differs from the defaults to `controller.json`."""
+    """Write what differs from the defaults to `controller.json`, but for what the environment says."""
+    if settings.database_url == os.environ.get(DATABASE_URL):
+        settings = msgspec.structs.replace(settings, database_url="")
     defaults = ControllerSettings(state=settings.state)
     fields = (name for name in settings.__struct_fields__ if name != "state")
     values = {name: getattr(settings, name) for name in fields if getattr(settings, name) != getattr(defaults, name)}

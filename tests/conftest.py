@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from tests.failure.report import print_summary  # noqa: E402
 from tests.leftovers import SESSION_VARIABLE, Machine, new_things, processes_of  # noqa: E402
 
 MACHINE_LOCK = Path(tempfile.gettempdir()) / "vzfleet-tests.lock"
@@ -50,6 +51,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if lacks and item.get_closest_marker("lxc"):
             item.add_marker(pytest.mark.skip(reason=f"real containers need {lacks}"))
     items.sort(key=lambda item: item.get_closest_marker("serial") is not None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep on one worker what shares a fleet, unless another way is asked for with --dist."""
+    if config.getoption("dist") != "load":
+        return None
+    from tests.scheduling import Scheduling
+
+    return Scheduling(config, log)
 
 
 def missing_for_lxc() -> str:
@@ -120,7 +131,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name what was left behind."""
+    """The counts of the tests of faults, and what was left behind."""
+    if not _is_worker(config):
+        print_summary(terminalreporter, keep=bool(config.getoption("--long")))
     for thing in config.stash.get(left, []):
         terminalreporter.write_line(f"LEFT BEHIND {thing}", red=True)
 

@@ -45,7 +45,7 @@ class Driver(ABC):
         """Make ready: pool, bridge, DHCP, id maps; sweep what a crash left; watch what runs already.
 
         Idempotent, and never touches a running container. From now on `listener` hears of every change that no
-        command made, within 2 s.
+        command made, within 2 s: also of containers (of generation 0) that are made or removed by hand.
         """
 
     @abstractmethod

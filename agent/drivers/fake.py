@@ -278,6 +278,13 @@ class FakeDriver(Driver):
             self._node.save()
             self._tell(self._node.find(container), gone=False)
 
+    def appear(self, container: str) -> None:
+        """Have a container made by hand on the host: the listener hears of it."""
+        made = FakeContainer(ContainerSpec(container, 0, "", "", {}), Status.STOPPED, "made by hand")
+        self._node.world.containers[container] = made
+        self._node.save()
+        self._tell(made, gone=False)
+
     def vanish(self, container: str) -> None:
         """Have a container removed by hand on the host: the listener hears of it."""
         found = self._node.find(container)

@@ -7,7 +7,17 @@ import os
 from pathlib import Path
 
 from agent.context import current_command
-from agent.drivers.fake_state import FakeContainer, FakeSnapshot, FakeWorld, Script, ScriptFile, load_world, save_world
+from agent.drivers.fake_state import (
+    Effect,
+    FakeContainer,
+    FakeSnapshot,
+    FakeWorld,
+    Script,
+    ScriptFile,
+    load_world,
+    save_world,
+    temporary_of,
+)
 from common.errors import Conflict, NotFound
 from common.reports import ContainerSpec
 from common.states import Status
@@ -29,6 +39,11 @@ class FakeNode:
         """Make the directory; on another boot than before, everything is stopped."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.refresh_script()
+        temporary_of(self._world_file).unlink(missing_ok=True)
+        last = self.world.last
+        if last is not None and self._counted() == last.offset:
+            # Killed between the effect and its count.
+            self._count(last.line)
         if self.world.boot_id != boot_id:
             self.world.boot_id = boot_id
             self.stop_all()
@@ -90,16 +105,23 @@ class FakeNode:
 
     def done(self, command: str, target: str) -> None:
         """After an effect: keep the world, count the effect, and then fail if the script says so."""
-        self.save()
         line = f"{command} {target} {current_command.get() or '-'}\n"
+        self.world.last = Effect(self._counted(), line)
+        self.save()
+        self._count(line)
+        fault = self.script.take_fault(command, target, "after")
+        if fault is not None:
+            raise fault
+
+    def _counted(self) -> int:
+        return self.effects_file.stat().st_size if self.effects_file.exists() else 0
+
+    def _count(self, line: str) -> None:
         descriptor = os.open(self.effects_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
-        fault = self.script.take_fault(command, target, "after")
-        if fault is not None:
-            raise fault
 
     def save(self) -> None:
         """Keep the world as it is now."""

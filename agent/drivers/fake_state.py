@@ -56,12 +56,20 @@ class FakeImage(Struct):
     kinds: list[str]
 
 
+class Effect(Struct):
+    """An effect: its line in the file that counts them, and the bytes that stood there before it."""
+
+    offset: int
+    line: str
+
+
 class FakeWorld(Struct):
-    """All that exists on a fake node."""
+    """All that exists on a fake node; `last` is the effect by which it became so."""
 
     boot_id: str = ""
     containers: dict[str, FakeContainer] = {}
     images: dict[str, FakeImage] = {}
+    last: Effect | None = None
 
     def image_reports(self) -> list[ImageReport]:
         """The images as the wire shows them."""
@@ -73,9 +81,14 @@ def load_world(path: Path) -> FakeWorld:
     return msgspec.json.decode(path.read_bytes(), type=FakeWorld) if path.exists() else FakeWorld()
 
 
+def temporary_of(path: Path) -> Path:
+    """Where a world is written before it takes its place."""
+    return path.with_name(f".{path.name}.new")
+
+
 def save_world(path: Path, world: FakeWorld) -> None:
     """Write it in one step: a killed agent leaves the old or the new world, never half of one."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = temporary_of(path)
     temporary.write_bytes(msgspec.json.encode(world))
     temporary.replace(path)
 

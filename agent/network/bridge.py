@@ -21,12 +21,25 @@ async def require_unused(name: str) -> None:
     """Refuse a name that belongs to another interface, or to a bridge that others use. Raises DriverFailed."""
     if not exists(name):
         return
-    link = (await _ip_json("-d", "link", "show", "dev", name))[0]
-    if link.get("linkinfo", {}).get("info_kind") != "bridge":
+    if await _kind(name) != "bridge":
         raise DriverFailed(f"{name} exists and is no bridge: choose another name for the managed bridge")
     addresses = await _addresses(name)
     if addresses:
         raise DriverFailed(f"the bridge {name} is in use with {', '.join(addresses)}: choose another name")
+
+
+async def require_present(name: str) -> None:
+    """Refuse a name that no bridge of our network namespace has. Raises DriverFailed."""
+    if not exists(name):
+        raise DriverFailed(f"there is no bridge {name!r} on this node")
+    if await _kind(name) != "bridge":
+        raise DriverFailed(f"{name!r} is no bridge: containers cannot be connected to it")
+
+
+async def _kind(name: str) -> str | None:
+    link = (await _ip_json("-d", "link", "show", "dev", name))[0]
+    kind: str | None = link.get("linkinfo", {}).get("info_kind")
+    return kind
 
 
 async def ensure(name: str, gateway: IPv4Interface) -> None:
@@ -39,6 +52,11 @@ async def ensure(name: str, gateway: IPv4Interface) -> None:
         await _ip("address", "add", str(gateway), "broadcast", "+", "dev", name)
     refuse_router_advertisements(name)
     await _ip("link", "set", "dev", name, "up")
+
+
+async def connect(name: str, interface: str) -> None:
+    """Make an interface of ours a port of the bridge. Raises DriverFailed."""
+    await _ip("link", "set", "dev", interface, "master", name, "up")
 
 
 async def remove(name: str) -> None:

@@ -13,7 +13,7 @@ import signal
 import socket
 import stat
 import struct
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 from agent.network import daemon
@@ -37,6 +37,11 @@ class Dnsmasq:
         self._directory = directory
         self._pid_file = directory / "dnsmasq.pid"
         self._tasks = Tasks("dhcp")
+
+    @property
+    def network(self) -> IPv4Network:
+        """The network whose addresses it gives away."""
+        return self._gateway.network
 
     def arguments(self) -> list[str]:
         """The command (dnsmasq(8)); nothing comes from the host's dnsmasq.conf or /etc/hosts."""

@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import logging
 import re
-import socket
 from collections.abc import Collection
 from pathlib import Path
 
@@ -46,6 +45,7 @@ class Network:
         self._directory = config.state / "dhcp"
         self._dhcp: Dnsmasq | None = None
         self._reservations: Reservations | None = None
+        self._whole = True
         self._lock = asyncio.Lock()
         if not _INTERFACE.fullmatch(self.bridge):
             allowed = "1-15 of A-Z a-z 0-9 _ . -, beginning with a letter or digit"
@@ -64,15 +64,9 @@ class Network:
                 self._file.unlink()
                 before = None
             if not self._managed:
-                self._require_bridge()
+                await bridge.require_present(self.bridge)
             elif self._dhcp is None:
                 await self._open_managed(before)
-
-    def _require_bridge(self) -> None:
-        try:
-            socket.if_nametoindex(self.bridge)
-        except OSError:
-            raise DriverFailed(f"there is no bridge {self.bridge!r} on this node") from None
 
     async def _open_managed(self, before: NetworkState | None) -> None:
         network = await self._choose_subnet(before.subnet if before is not None else None)
@@ -82,9 +76,7 @@ class Network:
         # Remembered before anything is made: after a crash it is known to be ours.
         self._save(NetworkState(self.bridge, str(network)))
         new = not bridge.exists(self.bridge)
-        await bridge.ensure(self.bridge, gateway)
-        bridge.enable_forwarding()
-        await nat.ensure(self.bridge, network)
+        await self._make_bridge(network)
         self._reservations = Reservations(self._directory, network)
         self._reservations.load()
         dhcp = Dnsmasq(self.bridge, gateway, self._directory)
@@ -93,6 +85,36 @@ class Network:
         await dhcp.open()
         self._dhcp = dhcp
         self.subnet = str(network)
+
+    async def _make_bridge(self, network: ipaddress.IPv4Network) -> None:
+        await bridge.ensure(self.bridge, _gateway(network))
+        bridge.enable_forwarding()
+        await nat.ensure(self.bridge, network)
+
+    async def repair(self) -> bool:
+        """Make the managed bridge again, with DHCP and NAT, when it was removed by hand. True: it was missing.
+
+        Whoever was connected to the old one has to be connected again. Costs one system call where all is well.
+        Raises DriverFailed; the next call then tries again.
+        """
+        if not self._managed or (self._whole and bridge.exists(self.bridge)):
+            return False
+        async with self._lock:
+            if self._whole and bridge.exists(self.bridge):
+                return False
+            _, dhcp = self._opened()
+            log.warning("the bridge is missing and is made again", extra={"bridge": self.bridge})
+            self._whole = False
+            await self._make_bridge(dhcp.network)
+            await dhcp.stop()  # it served the old bridge
+            await dhcp.open()
+            self._whole = True
+            return True
+
+    async def connect(self, interface: str) -> None:
+        """Put the host's end of a container's cable into the bridge. One that has gone is success."""
+        if bridge.exists(interface):
+            await bridge.connect(self.bridge, interface)
 
     async def _choose_subnet(self, remembered: str | None) -> ipaddress.IPv4Network:
         if self._wanted is not None:

@@ -18,7 +18,11 @@ __all__ = ["Storage", "all_storages", "open_storage"]
 
 def all_storages(config: AgentConfig) -> tuple[Storage, Storage]:
     """Both storages that a node with these settings may have had, for taking them down; not opened."""
-    pool = BtrfsStorage(config.pool or config.state / "pool", None if config.pool is not None else _loop(config))
+    if config.pool is not None:
+        # A directory of its own in the pool: what else is there is not ours, and several nodes may share it.
+        pool = BtrfsStorage(config.pool / config.cgroup, None)
+    else:
+        pool = BtrfsStorage(config.state / "pool", _loop(config))
     return pool, DirStorage(config.state / "volumes")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.storage import btrfs_ioctl as btrfs
 from agent.storage.loop import LoopPool
-from agent.storage.volumes import VolumeTree, make_directory, translated
+from agent.storage.volumes import VolumeTree, make_directory, remove_if_empty, translated
 
 log = logging.getLogger(__name__)
 _SYSFS = Path("/sys/fs/btrfs")
@@ -42,6 +42,7 @@ class BtrfsStorage(VolumeTree):
             raise translated(error, f"the pool {self.root} cannot be used as btrfs") from error
 
     def _open(self) -> None:
+        btrfs.filesystem_id(self.root.parent if self._loop is None else self.root)  # before anything is made there
         make_directory(self.root)
         self._qgroups = f"{_SYSFS / btrfs.filesystem_id(self.root)}/qgroups"
         if not Path(self._qgroups).is_dir():
@@ -70,6 +71,7 @@ class BtrfsStorage(VolumeTree):
     def _purge(self) -> None:
         self._prepare()
         self._remove_all()
+        remove_if_empty(self.root)
 
     def _make(self, path: Path) -> None:
         btrfs.create_subvolume(path)

@@ -18,13 +18,16 @@ from controller.api import (
     nodes,
     operations,
     placement,
+    reconciliation,
     server,
     snapshots,
     states,
     web,
 )
-from controller.api.base import Handler, Right, Services, TooLargeBody, Unknown
+from controller.api.base import Handler, TooLargeBody, Unknown
+from controller.api.identity import Right
 from controller.api.limits import MAX_BODY, Bounded
+from controller.api.services import Services
 
 log = logging.getLogger(__name__)
 MAX_HEADER = 16 * 1024
@@ -41,6 +44,7 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     *nodes.routes,
     *operations.routes,
     *placement.routes,
+    *reconciliation.routes,
     *metadata.routes,
     *internal.routes,
     *web.routes,

@@ -1,97 +1,47 @@
-"""What all handlers share: who calls and what it may do, typed bodies, envelopes, errors."""
+"""What all handlers share: the way of a request through identity and rights, what comes in and what goes out."""
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from http import HTTPStatus
 from typing import Any, ClassVar, TypeVar
 
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from common.errors import Forbidden, InvalidRequest, NotFound, TooLarge, Unauthorized, VzfleetError
+from common.errors import InvalidRequest, NotFound, TooLarge, Unauthorized, VzfleetError
 from common.units import MAX_SIZE
 from controller.api.bodies import decode, has_field
+from controller.api.envelopes import async_envelope, sync_envelope
 from controller.api.errors import CODES, describe, error_envelope, http_status
+from controller.api.identity import Right, authenticate, authorize
 from controller.api.limits import MAX_BODY
+from controller.api.services import Services
 from controller.api.views import operation_view
-from controller.fleet import Fleet
 from controller.records import Operation
-from controller.relay import Relay
 from controller.services.caller import Caller
-from controller.services.changes import Changes
-from controller.services.containers import Containers
-from controller.services.enrolment import Enrolment
-from controller.services.identities import Identities
-from controller.services.image_operations import ImageOperations
-from controller.services.images import Images
-from controller.services.nodes import Nodes
-from controller.services.operations import Operations
-from controller.services.states import States
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
+READING = ("GET", "HEAD", "OPTIONS")
 IGNORED_PARAMETERS = ("project", "target")
 """Sent by LXD's clients on every call; there is one project, and the node is named in the body."""
-
-
-class Right(IntEnum):
-    """What a caller must be allowed to do; a role has all rights up to its own."""
-
-    PUBLIC = 0
-    READ = 1
-    OPERATE = 2
-    ADMIN = 3
-
-
-ROLES = {"viewer": Right.READ, "operator": Right.OPERATE, "admin": Right.ADMIN}
-
-
-@dataclass(frozen=True)
-class ServerFacts:
-    """What the server object shows. `instance` differs with each start; `ca` is the CA certificate in PEM."""
-
-    name: str
-    version: str
-    instance: str
-    epoch: int
-    ca: str
-    max_upload: int
-
-
-@dataclass(frozen=True)
-class Services:
-    """What handlers may ask."""
-
-    fleet: Fleet
-    containers: Containers
-    changes: Changes
-    states: States
-    images: Images
-    image_operations: ImageOperations
-    nodes: Nodes
-    enrolment: Enrolment
-    operations: Operations
-    identities: Identities
-    relay: Relay
-    server: ServerFacts
 
 
 class Handler(RequestHandler):
     """Base of all handlers. `rights` names the right of every method that is served; what is not there is 405.
 
-    `parameters` are the query's names that are understood; others are refused.
+    `parameters` are the query's names that are understood; others are refused. `while_reconciling` serves writes also
+    while the controller accepts none, because rows were lost.
     """
 
     rights: ClassVar[dict[str, Right]] = {}
     parameters: ClassVar[Sequence[str]] = ()
+    while_reconciling: ClassVar[bool] = False
     services: Services
     caller: Caller | None
 
@@ -107,31 +57,20 @@ class Handler(RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     async def prepare(self) -> None:
-        self.set_header("X-Request-Id", self.request_id)
-        self.caller = await self._authenticate()
+        await self.identify()
         right = self.rights.get(self.request.method or "")
         if right is None:
-            self._authorize(Right.READ)
+            authorize(self.caller, Right.READ)
             raise HTTPError(405)
-        self._authorize(right)
+        authorize(self.caller, right)
+        if self.request.method not in READING and not self.while_reconciling:
+            self.services.reconciliation.check()
         self._check_parameters()
 
-    async def _authenticate(self) -> Caller | None:
-        scheme, _, text = self.request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        token = await self.services.identities.find(text.strip())
-        if token is None:
-            return None
-        return Caller(token.name, token.role, "tls", self.request.remote_ip or "", self.request_id)
-
-    def _authorize(self, right: Right) -> None:
-        if right is Right.PUBLIC:
-            return
-        if self.caller is None:
-            raise Unauthorized("a token is needed: Authorization: Bearer <token>")
-        if ROLES.get(self.caller.role, Right.PUBLIC) < right:
-            raise Forbidden(f"the role {self.caller.role} may not do this", allowed=right.name.lower())
+    async def identify(self) -> None:
+        """Name the request, and find out who calls."""
+        self.set_header("X-Request-Id", self.request_id)
+        self.caller = await authenticate(self.request, self.services.identities, self.request_id)
 
     def _check_parameters(self) -> None:
         for name, values in self.request.query_arguments.items():
@@ -198,20 +137,8 @@ class Handler(RequestHandler):
         url = f"/1.0/operations/{operation.id}"
         self.set_status(202)
         self.set_header("Location", url)
-        self.finish(
-            orjson.dumps(
-                {
-                    "type": "async",
-                    "status": "ok",
-                    "status_code": 100,
-                    "operation": url,
-                    "error_code": 0,
-                    "error": "",
-                    "resources": operation.resources,
-                    "metadata": operation_view(operation, self.services.operations),
-                }
-            )
-        )
+        view = operation_view(operation, self.services.operations)
+        self.finish(async_envelope(url, operation.resources, view))
 
     def not_modified(self, etag: str) -> bool:
         """Set a list's ETag; True when the caller has that revision already, answered with 304."""
@@ -260,9 +187,8 @@ class Unknown(Handler):
     """Any path that is no route."""
 
     async def prepare(self) -> None:
-        self.set_header("X-Request-Id", self.request_id)
-        if await self._authenticate() is None:
-            raise Unauthorized("a token is needed: Authorization: Bearer <token>")
+        await self.identify()
+        authorize(self.caller, Right.READ)
         raise NotFound(f"no such path: {self.request.path[:200]}", field="path")
 
 
@@ -270,22 +196,9 @@ class TooLargeBody(Handler):
     """Any request whose body is over the limit."""
 
     async def prepare(self) -> None:
-        self.set_header("X-Request-Id", self.request_id)
-        if await self._authenticate() is None:
-            raise Unauthorized("a token is needed: Authorization: Bearer <token>")
+        await self.identify()
+        authorize(self.caller, Right.READ)
         raise TooLarge("the body is too large", field="body", allowed=f"at most {MAX_BODY} bytes")
-
-
-def sync_envelope(metadata: bytes) -> bytes:
-    """A sync answer around JSON that is ready (R1 with the document's spelling of `status`)."""
-    head = b'{"type":"sync","status":"success","status_code":200,"operation":"","error_code":0,"error":"","metadata":'
-    return head + metadata + b"}"
-
-
-def bearer(handler: RequestHandler) -> str:
-    """The bearer token of an agent's request for a file; empty when there is none."""
-    scheme, _, text = handler.request.headers.get("Authorization", "").partition(" ")
-    return text.strip() if hmac.compare_digest(scheme.lower().encode(), b"bearer") else ""
 
 
 def _reason(code: int) -> str:

@@ -7,9 +7,10 @@ from msgspec import UNSET
 from common.errors import InvalidRequest
 from common.names import check_container_id, check_node_name
 from common.states import Status, status_named
-from controller.api.base import Handler, Right
+from controller.api.base import Handler
+from controller.api.identity import Right
 from controller.api.views import container_url, rendered
-from controller.fleet import LiveContainer
+from controller.live import LiveContainer
 from controller.services.changes import check_match, etag_of
 from controller.services.requests import (
     CreateBody,
@@ -86,7 +87,7 @@ async def create(handler: Handler, container: str | None, body: CreateBody) -> N
     if isinstance(body.source, MigrationSource):
         if container is None:
             raise InvalidRequest("a move needs an id", field="id", allowed="the container's own, or a new one")
-        operation = await handler.services.changes.migrate(handler.known, container, body, body.source)
+        operation = await handler.services.moves.migrate(handler.known, container, body, body.source)
     else:
         operation = await handler.services.containers.create(handler.known, container, body)
     handler.answer_operation(operation)
@@ -110,7 +111,8 @@ class Container(Handler):
             await create(self, container, self.body(CreateBody))
         else:
             body = self.body(RenameBody)
-            self.answer_operation(await self.services.changes.rename(self.known, container, body))
+            accept = self.services.moves.move if body.migration else self.services.changes.rename
+            self.answer_operation(await accept(self.known, container, body))
 
     async def put(self, container: str) -> None:
         expected = self.request.headers.get("If-Match")

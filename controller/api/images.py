@@ -5,7 +5,8 @@ from __future__ import annotations
 from tornado.web import HTTPError, stream_request_body
 
 from common.errors import InvalidRequest, TooLarge, VzfleetError
-from controller.api.base import Handler, Right
+from controller.api.base import Handler
+from controller.api.identity import Right
 from controller.api.limits import declared_length, expect_stream, may_discard
 from controller.api.views import image_view
 from controller.images.files import StagedImage

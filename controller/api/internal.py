@@ -11,7 +11,8 @@ from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 
 from common.errors import InvalidRequest, VzfleetError
-from controller.api.base import Handler, Right, bearer
+from controller.api.base import Handler
+from controller.api.identity import Right, bearer
 from controller.api.limits import expect_stream
 from controller.relay import Sender
 
@@ -24,7 +25,7 @@ class ImageFile(Handler):
     rights = {"GET": Right.PUBLIC}
 
     async def get(self, fingerprint: str) -> None:
-        path = self.services.images.file_for(fingerprint, bearer(self))
+        path = self.services.images.file_for(fingerprint, bearer(self.request))
         size = path.stat().st_size
         start = self._start(size)
         self.set_header("Content-Type", "application/octet-stream")
@@ -68,13 +69,14 @@ class Transfer(Handler):
     """PUT: the sender's end of a transfer. GET: the receiver's."""
 
     rights = {"GET": Right.PUBLIC, "PUT": Right.PUBLIC}
+    while_reconciling = True
     sender: Sender | None = None
 
     async def prepare(self) -> None:
         await super().prepare()
         if self.request.method == "PUT":
             expect_stream(self.request)
-            self.sender = self.services.relay.sender(bearer(self))
+            self.sender = self.services.relay.sender(bearer(self.request))
 
     async def data_received(self, chunk: bytes) -> None:
         if self.sender is None:
@@ -92,7 +94,7 @@ class Transfer(Handler):
 
     async def get(self, _transfer: str) -> None:
         self.set_header("Content-Type", "application/octet-stream")
-        async with self.services.relay.receive(bearer(self)) as chunks:
+        async with self.services.relay.receive(bearer(self.request)) as chunks:
             try:
                 async for chunk in chunks:
                     self.write(chunk)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from common.options import OPTIONS
-from controller.api.base import Handler, Right
+from controller.api.base import Handler
+from controller.api.identity import Right
 
 
 class Configuration(Handler):

@@ -11,7 +11,9 @@ import orjson
 from common.errors import Conflict, InvalidRequest
 from common.names import check_container_id
 from common.states import Status, status_named
-from controller.api.base import Handler, Right, sync_envelope
+from controller.api.base import Handler
+from controller.api.envelopes import sync_envelope
+from controller.api.identity import Right
 from controller.api.views import operation_view
 
 MAX_PAGE = 10_000

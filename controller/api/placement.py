@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from common.names import check_hostname
-from controller.api.base import Handler, Right
+from controller.api.base import Handler
+from controller.api.identity import Right
 from controller.services.requests import PlacementBody
 
 

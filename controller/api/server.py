@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.api.base import Handler, Right
+from controller.api.base import Handler
+from controller.api.identity import Right
+from controller.api.reconciliation import reconciliation_view
 
 API_EXTENSIONS = ("operations_history", "placement", "nodes", "metadata_configuration")
 
@@ -42,10 +44,11 @@ class Server(Handler):
                 "server_name": facts.name,
                 "server_version": facts.version,
                 "server_clustered": True,
-                "epoch": facts.epoch,
+                "epoch": self.services.witnesses.epoch,
                 "nodes": len(fleet.nodes),
                 "containers": len(fleet.containers),
             }
+            view["reconciliation"] = reconciliation_view(self.services.reconciliation)
         self.answer(view)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from controller.api.base import Handler, Right
+from controller.api.base import Handler
+from controller.api.identity import Right
 from controller.api.views import rendered
 from controller.services.requests import StateBody
 

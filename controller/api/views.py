@@ -12,7 +12,8 @@ from common.options import parse_config
 from common.reports import ContainerSample, Interface
 from common.states import NodeStatus, Status
 from common.units import format_percent, format_size
-from controller.fleet import Fleet, LiveContainer, LiveNode
+from controller.fleet import Fleet
+from controller.live import LiveContainer, LiveNode
 from controller.records import Image, Operation, Snapshot
 from controller.services.operations import Operations
 

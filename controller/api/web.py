@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.errors import NotFound
-from controller.api.base import Handler, Right
+from controller.api.base import Handler
+from controller.api.identity import Right
 
 FILES = Path(__file__).resolve().parents[1] / "web"
 TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}

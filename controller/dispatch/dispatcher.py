@@ -19,7 +19,7 @@ from common.tasks import Tasks
 from controller.dispatch.calls import Call
 from controller.dispatch.drops import Drops
 from controller.dispatch.inbox import Inbox
-from controller.dispatch.listener import LinkListener, Transport
+from controller.dispatch.listener import LinkListener, NoWitness, Transport, Witness
 from controller.dispatch.peer import Peer, Sender
 from controller.dispatch.sessions import LinkSettings, Watch
 
@@ -40,6 +40,7 @@ class Dispatcher:
         settings: LinkSettings,
         listener: LinkListener,
         over: Callable[[str], bool] = lambda _command: False,
+        witness: Witness | None = None,
     ) -> None:
         self.drops = Drops(clock)
         self._router = router
@@ -49,7 +50,8 @@ class Dispatcher:
         self._peers: dict[str, Peer] = {}
         self._by_key: dict[str, Peer] = {}
         self._tasks = Tasks("dispatcher")
-        self._inbox = Inbox(self._by_key, self._sender, listener, clock, self.drops, self._tasks, over)
+        self._witness = witness or NoWitness()
+        self._inbox = Inbox(self._by_key, self._sender, listener, clock, self.drops, self._tasks, over, self._witness)
         self._watch = Watch(settings, clock.monotonic())
         self._ping_at = clock.monotonic()
         self._pings = 0
@@ -64,6 +66,10 @@ class Dispatcher:
         """Stop. Calls are left waiting (whoever waits is stopping too); their commands go on at the agents."""
         await self._tasks.close()
         self._router.close()
+
+    def raise_epoch(self, epoch: int) -> None:
+        """Go on under a higher epoch, which is durable already."""
+        self._sender.epoch = max(self._sender.epoch, epoch)
 
     # ------------------------------------------------------------ nodes
 
@@ -174,6 +180,7 @@ class Dispatcher:
         for peer in list(self._peers.values()):
             try:
                 peer.link.excuse(gap, now)
+                self._inbox.pass_over(peer, now)
                 self._inbox.judge(peer, now)
                 if ping is not None:
                     peer.ping(ping)
@@ -186,7 +193,7 @@ class Dispatcher:
             return None
         self._ping_at = now + self._settings.heartbeat_interval
         self._pings += 1
-        return Ping(self._pings)
+        return Ping(self._pings, self._witness.commit)
 
 
 def _settle(future: asyncio.Future[Result | VzfleetError]) -> Callable[[Result | VzfleetError], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from common.clock import Clock
 from common.codec import decode_from_agent
@@ -13,6 +13,7 @@ from common.messages import (
     Accepted,
     AgentMessage,
     Confirm,
+    FromAgent,
     Heartbeat,
     Hello,
     Inventory,
@@ -26,7 +27,7 @@ from common.messages import (
 from common.tasks import Tasks
 from controller.dispatch.calls import ending
 from controller.dispatch.drops import Drops
-from controller.dispatch.listener import LinkListener
+from controller.dispatch.listener import LinkListener, Witness
 from controller.dispatch.peer import Peer, Report, Sender
 from controller.dispatch.sessions import Refusal, Session
 
@@ -45,6 +46,7 @@ class Inbox:
         drops: Drops,
         tasks: Tasks,
         over: Callable[[str], bool],
+        witness: Witness,
     ) -> None:
         self._peers = peers
         self._sender = sender
@@ -53,6 +55,7 @@ class Inbox:
         self._drops = drops
         self._tasks = tasks
         self._over = over
+        self._witness = witness
 
     def receive(self, connection: bytes, key: str, payload: bytes) -> None:
         """Take a message; whatever is wrong with it is counted and goes no further."""
@@ -79,6 +82,25 @@ class Inbox:
         session = peer.link.heard(connection, now)
         if session is None:
             return self._stray(peer, connection, now)
+        if message.session not in ("", session.id):
+            return self._drops.count("of another session", node=peer.name)
+        return self._handle_all(peer, session, session.arrivals.take(message, now), now)
+
+    def pass_over(self, peer: Peer, now: float) -> None:
+        """Go on without a message that has been missing for too long, where later ones wait for it."""
+        session = peer.link.session
+        if session is not None:
+            self._handle_all(peer, session, session.arrivals.overdue(now), now)
+
+    def _handle_all(self, peer: Peer, session: Session, messages: Sequence[FromAgent], now: float) -> None:
+        for message in messages:
+            try:
+                if peer.link.session is session:
+                    self._handle_one(peer, session, message, now)
+            except Exception as error:
+                self._drops.count("failed", failure=error, node=peer.name)
+
+    def _handle_one(self, peer: Peer, session: Session, message: FromAgent, now: float) -> None:
         match message:
             case Heartbeat():
                 session.heartbeat(message.sequence, message.monotonic, now)
@@ -90,13 +112,17 @@ class Inbox:
                     call.progress(message)
             case Result():
                 self._result(peer, message)
-            case _:
+            case Inventory() | Samples() | StateChanged():
                 self._report(peer, session, message)
-        return None
 
     # ------------------------------------------------------------ who is there
 
     def _hello(self, peer: Peer, connection: bytes, hello: Hello, now: float) -> None:
+        objection = self._witness.objection(peer.name, hello)
+        if objection is not None:
+            self._drops.count("hello refused: the agent has seen more", node=peer.name, text=objection)
+            self._sender.to(connection, Refused("stale", objection))
+            return
         before = peer.link.session
         session = peer.link.hello(connection, hello, now)
         if isinstance(session, Refusal):
@@ -112,6 +138,7 @@ class Inbox:
             heartbeat_interval=settings.heartbeat_interval,
             heartbeat_timeout=settings.heartbeat_timeout,
             sample_interval=settings.sample_interval,
+            connection=hello.connection,
         )
         self._sender.to(connection, welcome)
         if session is not before:

@@ -12,6 +12,29 @@ Receive = Callable[[bytes, str, bytes], None]
 """Takes a message: the connection that it came on, the CURVE public key (Z85) that sent it, its bytes."""
 
 
+class Witness(Protocol):
+    """Compares what agents have seen of the controller with what it knows itself."""
+
+    @property
+    def commit(self) -> int:
+        """The number of the last commit, for agents to remember; 0 when commits are not numbered."""
+        ...
+
+    def objection(self, node: str, hello: Hello) -> str | None:
+        """Why an agent cannot be let in for the moment: it has seen more than the controller. None: it may come in."""
+        ...
+
+
+class NoWitness:
+    """Numbers nothing and believes everybody."""
+
+    commit = 0
+
+    def objection(self, node: str, hello: Hello) -> str | None:
+        """None."""
+        return None
+
+
 class LinkListener(Protocol):
     """Hears what nodes report. All calls come on the event loop and must not block it; for one node, in order."""
 
@@ -35,7 +58,11 @@ class LinkListener(Protocol):
         ...
 
     def node_status(self, node: str, status: NodeStatus, reason: str) -> None:
-        """The node became Online, Suspect or Offline. An enrolled node begins as Offline without a call."""
+        """The node became Online, Suspect or Offline. An enrolled node begins as Offline without a call.
+
+        Also called with an unchanged status when another agent holds the node's key, and when none does any more;
+        `reason` then says so.
+        """
         ...
 
 

@@ -18,9 +18,9 @@ _ACKNOWLEDGED_AT_ONCE = 1000
 Report = Inventory | Samples | StateChanged
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sender:
-    """What all peers send with. `epoch` fences the commands of the controller's earlier lives."""
+    """What all peers send with. `epoch` fences the commands of the controller's earlier lives; it only grows."""
 
     transport: Transport
     settings: LinkSettings
@@ -94,7 +94,7 @@ class Peer:
     def shut_out(self, reason: str) -> None:
         """Accept nothing more and send nothing more until its agent is let in anew."""
         self.sender.transport.deny(self.key)
-        self.link.end(reason)
+        self.link.shut_out(reason)
         self.deferred.clear()
 
     def fail(self, error: VzfleetError) -> None:

@@ -1,12 +1,12 @@
 """Who speaks for a node, and how alive it is: decided from messages and times alone, without I/O.
 
-A node has one session at most: the newest connection of its agent (rules in `NodeSession.hello`). It is judged by the
-silence since its last message. Time during which the controller itself did not look is not held against anybody.
+A node has one session at most: the newest connection of its agent (rules in `NodeSession.hello`), and none while two
+hosts hold its key (rules in `duplicates.py`). It is judged by the silence since its last message. Time during which
+the controller itself did not look is not held against anybody.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,9 +15,10 @@ from msgspec import Struct
 from common.errors import InvalidRequest
 from common.messages import OLDEST_PROTOCOL, PROTOCOL, Hello
 from common.states import NodeStatus
+from controller.dispatch.arrivals import Arrivals
+from controller.dispatch.duplicates import Duplicates, host_of
 
 MISSED_HEARTBEATS = 3
-_REMEMBERED_INSTANCES = 16
 
 
 class LinkSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +65,7 @@ class Session:
     offset: float
     sequence: int = -1
     ready: bool = False
+    arrivals: Arrivals = field(default_factory=Arrivals)
 
     def heartbeat(self, sequence: int, monotonic: float, now: float) -> None:
         """Learn the agent's clock; a repeated or older heartbeat says nothing new."""
@@ -78,7 +80,7 @@ class Session:
 
 @dataclass
 class NodeSession:
-    """The link's state of one node."""
+    """The link's state of one node. `reason` tells why it is not Online, or what is wrong all the same."""
 
     settings: LinkSettings
     new_id: Callable[[], str]
@@ -86,7 +88,8 @@ class NodeSession:
     status: NodeStatus = NodeStatus.OFFLINE
     reason: str = "no agent has connected yet"
     _online_at: float | None = None
-    _replaced: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_INSTANCES))
+    _duplicates: Duplicates = field(default_factory=Duplicates)
+    _told: str = ""
 
     def hello(self, connection: bytes, hello: Hello, now: float) -> Session | Refusal:
         """An agent asks to be let in: its session (a new one, unless this HELLO is a repetition), or why not."""
@@ -95,26 +98,46 @@ class NodeSession:
                 f"the agent speaks protocol {hello.oldest} to {hello.newest}, {OLDEST_PROTOCOL} to {PROTOCOL} is served"
             )
             return Refusal("protocol", text)
+        if self._duplicates.keeps_out(hello, now):
+            return self._refused_as_duplicate()
         current = self.session
         if current is not None:
-            if hello.instance == current.hello.instance:
-                if hello.connection < current.hello.connection:
-                    return Refusal("stale", "a newer connection of this agent is known")
+            if hello.instance != current.hello.instance:
+                refusal = self._refuse_second(current, hello, now)
+            else:
                 if (connection, hello.connection) == (current.connection, current.hello.connection):
                     current.heard = now
                     return current
-            elif self._holds(current, hello, now):
-                return Refusal("duplicate", "another agent with this key is alive; each host needs a key of its own")
-            else:
-                self._replaced.append(current.hello.instance)
+                refusal = self._refuse_connection(current, hello, now)
+            if refusal is not None:
+                return refusal
         self.session = Session(self.new_id(), connection, hello, heard=now, offset=hello.monotonic - now)
         return self.session
 
-    def _holds(self, current: Session, hello: Hello, now: float) -> bool:
-        """Whether the agent that is in stays in when another one comes with its key."""
-        if now - current.heard > MISSED_HEARTBEATS * self.settings.heartbeat_interval:
-            return False
-        return hello.machine_id != current.hello.machine_id or hello.instance in self._replaced
+    def _refuse_second(self, current: Session, hello: Hello, now: float) -> Refusal | None:
+        """Another run of the agent comes than the one that is in: None when it takes over."""
+        if now - current.heard <= MISSED_HEARTBEATS * self.settings.heartbeat_interval:
+            if self._duplicates.fenced(hello, now):
+                return self._refused_as_duplicate()
+            if host_of(hello) != host_of(current.hello):
+                return self._quarantine(current, hello, now)
+        self._duplicates.replaced(current.hello.instance)
+        return None
+
+    def _refuse_connection(self, current: Session, hello: Hello, now: float) -> Refusal | None:
+        """The agent that is in says HELLO on another connection: None when it is a newer one."""
+        if hello.connection < current.hello.connection:
+            return Refusal("stale", "a newer connection of this agent is known")
+        return self._quarantine(current, hello, now) if hello.connection == current.hello.connection else None
+
+    def _quarantine(self, current: Session, hello: Hello, now: float) -> Refusal:
+        self._duplicates.quarantine(current.hello, current.heard, hello, now)
+        self._online_at = None
+        self.end(self._duplicates.reason)
+        return self._refused_as_duplicate()
+
+    def _refused_as_duplicate(self) -> Refusal:
+        return Refusal("duplicate", f"{self._duplicates.reason}; each host needs a key of its own: join it anew")
 
     def heard(self, connection: bytes, now: float) -> Session | None:
         """A message came: the session it belongs to, or None when its connection is not the one that counts."""
@@ -139,6 +162,11 @@ class NodeSession:
         self.session = None
         self.reason = reason
 
+    def shut_out(self, reason: str) -> None:
+        """Forget the session and who held the key: the next agent comes with another one."""
+        self.end(reason)
+        self._duplicates = Duplicates()
+
     def excuse(self, seconds: float, now: float) -> None:
         """Do not count this much silence: nobody was looking."""
         if self.session is not None:
@@ -147,12 +175,14 @@ class NodeSession:
             self._online_at = min(now, self._online_at + seconds)
 
     def judge(self, now: float) -> bool:
-        """Settle `status` and `reason` for this moment; True when the status changed."""
+        """Settle `status` and `reason` for this moment; True when the status changed, or who else holds the key."""
+        self._duplicates.settle(now)
         if self.session is not None and now - self.session.heard >= self.settings.heartbeat_timeout:
             self.end(f"no message for {self.settings.heartbeat_timeout:g} seconds")
         silence = float("inf") if self._online_at is None else now - self._online_at
         waiting = "its agent is connected, its inventory is not processed yet" if self.session else None
-        before = self.status
+        before = (self.status, self._told)
+        self._told = self._duplicates.reason
         if silence >= self.settings.heartbeat_timeout:
             self.status, self.reason = NodeStatus.OFFLINE, waiting or self.reason
         elif silence > MISSED_HEARTBEATS * self.settings.heartbeat_interval:
@@ -160,8 +190,8 @@ class NodeSession:
             self.status = NodeStatus.SUSPECT
             self.reason = waiting if waiting and not ready else f"no message for {MISSED_HEARTBEATS} heartbeats"
         else:
-            self.status, self.reason = NodeStatus.ONLINE, ""
-        return self.status is not before
+            self.status, self.reason = NodeStatus.ONLINE, self._told
+        return (self.status, self._told) != before
 
 
 class Watch:

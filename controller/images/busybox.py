@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common import process
-from common.errors import DriverFailed
-from controller.images.builder import Builder, BuiltImage, ReportProgress, check_known, host_architecture
+from common.errors import DriverFailed, InvalidRequest
+from controller.images.builder import FIELD, Builder, BuiltImage, ReportProgress, check_known, host_architecture
 from controller.images.files import ImageFiles
 
 MODIFIED = 1577836800
 """Time stamp of every file in the archive: 2020-01-01, in seconds since 1970."""
 SIZE_LIMIT = 64 * 1024 * 1024
 LISTING_TIMEOUT = 10.0
+LATEST = "latest"
+"""Another name of the one release that there is."""
 
 # busybox's own init sleeps 2 s on its way down, and a script that it runs there cannot tell a reboot from a halt.
 INIT = """\
@@ -133,16 +135,36 @@ LINKS: tuple[tuple[str, str], ...] = (("var/run", "../run"),)
 
 
 class BusyboxBuilder(Builder):
-    """Builds `os: busybox` from a static busybox (Debian's package busybox-static). Any release is this one."""
+    """Builds `os: busybox` from a static busybox (Debian's package busybox-static): its version is the one release."""
 
     os = "busybox"
 
     def __init__(self, program: Path = Path("/usr/bin/busybox")) -> None:
         self._program = program
+        self._release: tuple[tuple[int, int], str] | None = None
 
     def check(self, properties: Mapping[str, str]) -> None:
-        """Refuse unknown properties and other architectures."""
+        """Refuse unknown properties, other releases and other architectures. Raises DriverFailed without busybox."""
         check_known(properties)
+        wanted = properties.get("release", LATEST)
+        if wanted.lower() != LATEST and wanted != self.release():
+            raise InvalidRequest(
+                f"there is no release {wanted[:80]!r} of busybox here",
+                field=f"{FIELD}.release",
+                allowed=f"{self.release()} or {LATEST}",
+            )
+
+    def release(self) -> str:
+        """The version of this host's busybox (`1.35.0`). Raises DriverFailed when there is none."""
+        try:
+            facts = self._program.stat()
+            made = (facts.st_size, facts.st_mtime_ns)
+            # Two megabytes are not read at every request.
+            if self._release is None or self._release[0] != made:
+                self._release = (made, _version(self._program.read_bytes()))
+        except OSError as error:
+            raise self._missing(error) from None
+        return self._release[1]
 
     def key(self, properties: Mapping[str, str]) -> str:  # noqa: ARG002 - all checked properties mean the same image
         """Changes with the host's busybox and with the recipe. Raises DriverFailed when there is no busybox."""
@@ -170,7 +192,7 @@ class BusyboxBuilder(Builder):
         await staged.finish()
         report("building", 100)
         version = _version(binary)
-        described = {"description": f"BusyBox {version}".strip(), "os": self.os, "release": version or "unknown"}
+        described = {"description": f"BusyBox {version}", "os": self.os, "release": version}
         return BuiltImage(staged, "rootfs", described | {"architecture": host_architecture()})
 
     def _missing(self, error: OSError) -> DriverFailed:
@@ -205,6 +227,7 @@ def _entry(name: str, mode: int, kind: bytes) -> tarfile.TarInfo:
 
 
 def _version(binary: bytes) -> str:
+    """The version that a busybox calls itself, "unknown" when it is not found."""
     start = binary.find(b"BusyBox v")
     word = binary[start + 9 : start + 40].split(b" ")[0] if start >= 0 else b""
-    return word.decode("ascii", errors="replace") if word[:1].isdigit() else ""
+    return word.decode("ascii", errors="replace") if word[:1].isdigit() else "unknown"

@@ -47,12 +47,13 @@ class ChangeParameters(Struct, frozen=True):
 
 
 class DeleteParameters(Struct, frozen=True):
-    """A deletion."""
+    """A deletion. `row_only`: the node is out of reach, and what it may have of a failed creation stays there."""
 
     container: str
     node: str
     generation: int
     force: bool
+    row_only: bool = False
 
 
 # ---------------------------------------------------------------- create
@@ -226,9 +227,10 @@ RENAME = Kind(
 
 async def _delete(context: Context) -> None:
     wanted = context.parameters(DeleteParameters)
-    await context.command(
-        wanted.node, DeleteContainer(wanted.container, wanted.generation, wanted.force), wanted.generation
-    )
+    if not wanted.row_only:
+        await context.command(
+            wanted.node, DeleteContainer(wanted.container, wanted.generation, wanted.force), wanted.generation
+        )
 
 
 def _deleted(transaction: Transaction, operation: Operation) -> None:

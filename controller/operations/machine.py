@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from common.errors import Cancelled, VzfleetError
 from common.states import Status
-from controller.records import OperationError
+from controller.records import Operation, OperationError
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class State:
     undoing: bool = False
     position: int = 0
     error: OperationError | None = None
+
+    @classmethod
+    def of(cls, operation: Operation) -> State:
+        """Where an operation's row says that it stands."""
+        return cls(operation.status, operation.undoing, operation.position, operation.error)
 
 
 class Act(StrEnum):

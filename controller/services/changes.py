@@ -1,4 +1,4 @@
-"""Changing containers: configuration, hostname, id, node; and deleting them."""
+"""Changing containers where they are: configuration, hostname, id; and deleting them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import hashlib
 import msgspec
 from msgspec import UNSET
 
-from common.errors import Conflict, InvalidRequest, NoPlacement, PreconditionFailed
+from common.errors import Conflict, InvalidRequest, NoPlacement, PreconditionFailed, Unavailable
 from common.names import check_container_id, check_hostname
 from common.options import check_config, parse_config
 from common.reports import ContainerSpec
-from common.states import Status
+from controller import placement
 from controller.operations.containers import ChangeParameters, DeleteParameters
-from controller.operations.moves import MoveParameters
 from controller.records import Container, Operation, Phase
 from controller.services.caller import Caller
 from controller.services.containers import Containers, check_description, spec_of, wanted_of
-from controller.services.requests import CreateBody, MigrationSource, RenameBody, UpdateBody
+from controller.services.present_use import check_limits
+from controller.services.requests import RenameBody, UpdateBody
 from controller.store import containers as rows
-from controller.store import counters
 from controller.store.db import Transaction
-
-RUNNING = (Status.RUNNING, Status.FROZEN)
 
 
 def etag_of(record: Container) -> str:
@@ -40,8 +37,18 @@ def check_match(record: Container, expected: str | None) -> None:
         raise PreconditionFailed("the container was changed meanwhile: GET it again", field="If-Match")
 
 
+def check_rename(body: RenameBody) -> None:
+    """Raise InvalidRequest for a body that asks for nothing, or for another node without `migration`."""
+    if body.hostname is None and body.name is None and body.node is None:
+        raise InvalidRequest(
+            "nothing to be done", field="source", allowed="source (to create), or hostname, name, or node"
+        )
+    if body.node is not None and not body.migration:
+        raise InvalidRequest("a move says migration: true", field="migration", allowed="true")
+
+
 class Changes:
-    """Changes to containers that exist."""
+    """Changes to containers that exist and stay on their node."""
 
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
@@ -58,8 +65,11 @@ class Changes:
             )
         check_config(body.config)
         description = None if body.description is UNSET else check_description(body.description)
-        self._require_whole(live.record)
-        self._containers.nodes.require_reachable(live.record.node)
+        self._containers.require_whole(live.record)
+        node = self._containers.nodes.require_reachable(live.record.node).record.name
+        check_limits(
+            live, parse_config(live.record.config), parse_config(body.config), self._containers.nodes.memory_of(node)
+        )
 
         def prepare(transaction: Transaction) -> Operation:
             record = rows.require_ready(transaction, container)
@@ -72,19 +82,12 @@ class Changes:
         return await self._containers.operations.accept(prepare)
 
     async def rename(self, caller: Caller, container: str, body: RenameBody) -> Operation:
-        """Accept another hostname or id, or a move. Raises what `update` raises, and Conflict."""
+        """Accept another hostname or id. Raises what `update` raises, and Conflict."""
         live = self._containers.get(container)
-        if body.hostname is None and body.name is None and body.node is None:
-            raise InvalidRequest(
-                "nothing to be done", field="source", allowed="source (to create), or hostname, name, or node"
-            )
+        check_rename(body)
         name = check_container_id(body.name, "name") if body.name is not None else container
         hostname = check_hostname(body.hostname) if body.hostname is not None else None
-        if body.node is not None and not body.migration:
-            raise InvalidRequest("a move says migration: true", field="migration", allowed="true")
-        if body.migration:
-            return await self._move(caller, container, name, hostname, body.node, {}, None)
-        self._require_whole(live.record)
+        self._containers.require_whole(live.record)
         self._containers.nodes.require_reachable(live.record.node)
         if name != container:
             self._require_stopped(container, "its id can be changed")
@@ -128,126 +131,38 @@ class Changes:
         return operation
 
     def _check_capacity(self, transaction: Transaction, record: Container, new: ContainerSpec) -> None:
-        """Refuse limits that its node cannot hold; what it reserves already is its own."""
-        settings = parse_config(new.config)
-        reserved = rows.reserved_by_node(transaction)
-        for state in self._containers.nodes.states(reserved, container=record.id):
-            if state.name != record.node:
-                continue
-            memory = (settings.memory_bytes(state.memory) or 0) - record.reserved_memory
-            disk = (settings.disk or 0) - record.reserved_disk
-            problems = []
-            policy = self._containers.nodes.policy
-            if memory > 0 and state.reserved_memory + memory > state.memory * policy.overcommit_memory:
-                problems.append("not enough memory left to reserve")
-            if disk > 0 and state.reserved_disk + disk > state.disk * policy.overcommit_disk:
-                problems.append("not enough disk left to reserve")
-            if settings.disk is not None and not state.disk_limits:
-                problems.append("its storage cannot hold a disk limit (that needs btrfs)")
-            if settings.cpus is not None and settings.cpus > state.cpus:
-                problems.append(f"{state.cpus} CPUs, {settings.cpus} are asked for")
-            if problems:
-                reason = ", ".join(problems)
-                raise NoPlacement(
-                    f"node {record.node} cannot hold that: {reason}",
-                    field="config",
-                    details={"nodes": {record.node: reason}},
-                )
-
-    # ------------------------------------------------------------ moving
-
-    async def migrate(self, caller: Caller, id: str, body: CreateBody, source: MigrationSource) -> Operation:
-        """Accept `source.type: migration`: an existing container moved to a node, or to another id."""
-        check_container_id(id)
-        self._containers.get(check_container_id(source.source, "source.source"), "source.source")
-        check_config(body.config or {})
-        hostname = check_hostname(body.hostname) if body.hostname is not None else None
-        description = check_description(body.description) if body.description is not None else None
-        if body.start:
-            raise InvalidRequest("a moved container runs when it ran before", field="start", allowed="false")
-        return await self._move(caller, source.source, id, hostname, body.node, body.config or {}, description)
-
-    async def _move(
-        self,
-        caller: Caller,
-        container: str,
-        new_id: str,
-        hostname: str | None,
-        node: str | None,
-        config: dict[str, str],
-        description: str | None,
-    ) -> Operation:
-        live = self._containers.get(container)
-        self._require_whole(live.record)
-        self._containers.nodes.require_reachable(live.record.node)
-        if node is None and new_id == container:
-            raise InvalidRequest("a move needs the node to move to", field="node", allowed="the name of another node")
-        target = self._containers.nodes.require_reachable(node or live.record.node).record.name
-        if target == live.record.node:
-            if new_id == container:
-                raise Conflict(f"container {container} is on node {target} already", field="node")
-            return await self.rename(caller, container, RenameBody(hostname=hostname, name=new_id))
-        running = self._is_running(container)
-
-        def prepare(transaction: Transaction) -> Operation:
-            record = rows.require_ready(transaction, container)
-            if record.node == target:
-                raise Conflict(f"container {container} is on node {target} already", field="node")
-            if new_id != container:
-                self._containers.free_id(transaction, new_id)
-            name = hostname or record.hostname
-            return self._accept_move(transaction, caller, record, new_id, name, target, config, description, running)
-
-        return await self._containers.operations.accept(prepare)
-
-    def _accept_move(
-        self,
-        transaction: Transaction,
-        caller: Caller,
-        record: Container,
-        new_id: str,
-        hostname: str,
-        target: str,
-        config: dict[str, str],
-        description: str | None,
-        running: bool,
-    ) -> Operation:
-        merged = {**record.config, **config}
-        chosen = self._containers.choose(transaction, wanted_of(parse_config(merged), target), hostname, new_id)
-        new = ContainerSpec(new_id, counters.advance(transaction, "generation"), hostname, record.hwaddr, merged)
-        parameters = MoveParameters(
-            old=spec_of(record),
-            source_node=record.node,
-            new=new,
-            node=target,
-            description=record.description if description is None else description,
-            running=running,
-            reserved=self._containers.reservation(merged, target),
+        """Raise NoPlacement for limits that its node cannot hold."""
+        reason = placement.shortage(
+            self._containers.nodes.state(record.node, rows.reserved_by_node(transaction), record.id),
+            wanted_of(parse_config(new.config), record.node),
+            self._containers.nodes.policy,
+            held_memory=record.reserved_memory,
+            held_disk=record.reserved_disk,
         )
-        ids = (record.id,) if new_id == record.id else (record.id, new_id)
-        operation = self._containers.operations.draft(
-            caller,
-            "container.move",
-            containers=ids,
-            node=target,
-            parameters=parameters,
-            metadata={"placement": chosen.reasons},
-        )
-        rows.rows.replace(transaction, msgspec.structs.replace(record, operation=operation.id))
-        return operation
+        if reason is not None:
+            raise NoPlacement(
+                f"node {record.node} cannot hold that: {reason}",
+                field="config",
+                details={"nodes": {record.node: reason}},
+            )
 
     # ------------------------------------------------------------ deleting
 
     async def delete(self, caller: Caller, container: str, force: bool) -> Operation:
-        """Accept a deletion. Raises NotFound, InvalidRequest (it runs, no `force`), Busy, Unavailable."""
+        """Accept a deletion. Raises NotFound, InvalidRequest (it runs, no `force`), Busy, Unavailable.
+
+        With `force` a failed creation can be deleted without its node: what is left there shows as unmanaged later.
+        """
         live = self._containers.get(container)
-        if self._is_running(container) and not force:
+        if self._containers.is_running(container) and not force:
             raise InvalidRequest("the container is running", field="force", allowed="stop it first, or force=1")
-        self._containers.nodes.require_reachable(live.record.node)
+        row_only = self._row_alone(live.record, force)
 
         def prepare(transaction: Transaction) -> Operation:
             record = rows.require_idle(transaction, container)
-            parameters = DeleteParameters(container, record.node, record.generation, force)
+            if row_only and record.phase is not Phase.FAILED:
+                raise Conflict(f"container {container} was made meanwhile", field="id")
+            parameters = DeleteParameters(container, record.node, record.generation, force, row_only)
             operation = self._containers.operations.draft(
                 caller, "container.delete", containers=(container,), node=record.node, parameters=parameters
             )
@@ -256,25 +171,35 @@ class Changes:
 
         return await self._containers.operations.accept(prepare)
 
+    def _row_alone(self, record: Container, force: bool) -> bool:
+        """Whether only the row of a failed creation can be deleted, as `force` allows. Raises Unavailable."""
+        try:
+            self._containers.nodes.require_reachable(record.node)
+        except Unavailable as error:
+            if record.phase is not Phase.FAILED:
+                raise
+            if force:
+                return True
+            raise Unavailable(
+                f"{error.text}; with force=1 the failed creation is deleted here alone, and what the node may have of "
+                "it stays there and shows as unmanaged when the node is back",
+                field="force",
+                allowed="force=1, or wait for the node",
+            ) from None
+        return False
+
     # ------------------------------------------------------------ conditions
 
-    def _is_running(self, container: str) -> bool:
-        report = self._containers.get(container).report
-        return report is not None and report.status in RUNNING
-
     def _require_stopped(self, container: str, so_that: str) -> None:
-        if self._is_running(container):
+        if self._containers.is_running(container):
             raise InvalidRequest("the container is running", field="name", allowed=f"stop it first, then {so_that}")
 
     def _check_kind(self, record: Container, config: dict[str, str]) -> None:
         """Refuse another kind of container while it runs: all its files change their owners."""
-        if parse_config(record.config).privileged != parse_config(config).privileged and self._is_running(record.id):
+        differs = parse_config(record.config).privileged != parse_config(config).privileged
+        if differs and self._containers.is_running(record.id):
             raise InvalidRequest(
                 "a running container does not become privileged, or unprivileged",
                 field="config.security.privileged",
                 allowed="stop it first",
             )
-
-    def _require_whole(self, record: Container) -> None:
-        if record.phase is not Phase.READY and record.operation is None:
-            raise Conflict(f"container {record.id} is not whole: {record.error}", field="id")

@@ -11,9 +11,11 @@ from common.errors import Conflict, InvalidRequest, NoPlacement, NotFound
 from common.names import check_container_id, check_hostname, check_snapshot_name, has_control_characters
 from common.options import Settings, check_config, parse_config
 from common.reports import ContainerSpec
+from common.states import Status
 from controller import placement
-from controller.fleet import Fleet, LiveContainer
+from controller.fleet import Fleet
 from controller.identifiers import container_id, hardware_address
+from controller.live import LiveContainer
 from controller.operations.containers import CreateParameters
 from controller.operations.copies import CopyParameters
 from controller.placement import Placement, Wanted
@@ -22,6 +24,7 @@ from controller.services.caller import Caller
 from controller.services.images import Images, Resolved
 from controller.services.nodes import Nodes, hostname_prefix
 from controller.services.operations import Operations
+from controller.services.present_use import check_disk
 from controller.services.requests import CopySource, CreateBody, ImageSource, PlacementBody
 from controller.store import containers as rows
 from controller.store import counters
@@ -62,6 +65,17 @@ class Containers:
         if live is None:
             raise NotFound(f"container {container[:64]} not found", field=field)
         return live
+
+    def is_running(self, container: str) -> bool:
+        """Whether its node says that it runs, or is frozen. Raises NotFound."""
+        report = self.get(container).report
+        return report is not None and report.status in (Status.RUNNING, Status.FROZEN)
+
+    @staticmethod
+    def require_whole(record: Container) -> None:
+        """Raise Conflict for what is left of a creation that failed."""
+        if record.phase is not Phase.READY and record.operation is None:
+            raise Conflict(f"container {record.id} is not whole: {record.error}", field="id")
 
     async def create(self, caller: Caller, container: str | None, body: CreateBody) -> Operation:
         """Accept a creation from an image, as a copy, or with an empty root.
@@ -130,6 +144,8 @@ class Containers:
         base = original.snapshots[snapshot].config if snapshot else original.record.config
         config = {**base, **(body.config or {})}
         check_config(config)
+        if not snapshot:
+            check_disk(original, parse_config(base), parse_config(config))
         hostname = check_hostname(body.hostname if body.hostname is not None else id)
         description = check_description(
             body.description if body.description is not None else original.record.description

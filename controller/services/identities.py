@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import uuid
 
 from common.clock import Clock, timestamp
 from controller.records import Change, Token
+from controller.spool import Spool
 from controller.store import tokens as rows
-from controller.store.db import Database
+from controller.store.db import Database, Transaction
 
 PREFIX = "vzf_"
-LOOK_AGAIN = 1.0
-"""Seconds between two looks into the store for a token that is not in memory."""
 
 
 def hash_token(text: str) -> str:
@@ -30,24 +30,26 @@ def new_token(name: str, role: str, clock: Clock) -> tuple[str, Token]:
 class Identities:
     """The tokens in memory: every request asks, and asking must cost nothing."""
 
-    def __init__(self, store: Database, clock: Clock) -> None:
+    def __init__(self, store: Database, spool: Spool, clock: Clock) -> None:
         self._store = store
+        self._spool = spool
         self._clock = clock
         self._by_hash: dict[str, Token] = {}
         self._hash_by_id: dict[str, str] = {}
-        self._look_at = 0.0
+        self._taking_in = asyncio.Lock()
 
     async def open(self) -> None:
         """Load all tokens."""
         for token in await self._store.read(rows.rows.all):
             self._put(token)
+        await self.take_in()
 
-    async def _look_again(self) -> None:
-        """Tokens may also be made by the command line beside a running controller; at most once in LOOK_AGAIN."""
-        now = self._clock.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_AGAIN
-            await self.open()
+    async def take_in(self) -> None:
+        """Take in the tokens that the command line has made meanwhile. Raises NoSpace; they wait on then."""
+        async with self._taking_in:
+            for file, token in self._spool.waiting().items():
+                await self._store.write(lambda transaction, token=token: _add(transaction, token))
+                file.unlink(missing_ok=True)
 
     def apply(self, change: Change) -> None:
         """Mirror a committed change."""
@@ -64,8 +66,14 @@ class Identities:
         """The token with this text, unless it has expired. Looked up by hash, so that time tells nothing of it."""
         key = hash_token(text)
         if key not in self._by_hash:
-            await self._look_again()
+            await self.take_in()
         token = self._by_hash.get(key)
         if token is None or (token.expires_at is not None and token.expires_at < timestamp(self._clock.now())):
             return None
         return token
+
+
+def _add(transaction: Transaction, token: Token) -> None:
+    """Add a token, unless a crash came between that and the end of its file."""
+    if rows.rows.get(transaction.connection, token.id) is None:
+        rows.rows.insert(transaction, token)

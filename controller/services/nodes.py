@@ -13,7 +13,8 @@ from common.errors import NotFound, Unavailable
 from common.messages import Hello, Inventory, Samples, StateChanged
 from common.reports import NodeFacts
 from common.states import NodeStatus
-from controller.fleet import Fleet, LiveContainer, LiveNode
+from controller.fleet import Fleet
+from controller.live import LiveContainer, LiveNode
 from controller.placement import NodeState, Policy
 from controller.settings import ControllerSettings
 from controller.store import nodes as rows
@@ -44,7 +45,7 @@ class Nodes:
     def require_reachable(self, name: str) -> LiveNode:
         """The node, which can be spoken with now. Raises NotFound or Unavailable."""
         node = self.require(name)
-        if node.status not in (NodeStatus.ONLINE, NodeStatus.SUSPECT):
+        if not node.reachable:
             raise Unavailable(f"node {name} is out of reach: {node.reason}")
         return node
 
@@ -64,6 +65,10 @@ class Nodes:
             self._state(node, reserved.get(name, Reserved()), prefix, container)
             for name, node in list(self._fleet.nodes.items())
         ]
+
+    def state(self, name: str, reserved: Mapping[str, Reserved], container: str) -> NodeState:
+        """What `states` says of one node. Raises NotFound."""
+        return self._state(self.require(name), reserved.get(name, Reserved()), None, container)
 
     def _state(self, node: LiveNode, reserved: Reserved, prefix: str | None, container: str | None) -> NodeState:
         found = (self._fleet.containers.get(id) for id in list(node.containers))

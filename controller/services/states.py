@@ -7,7 +7,7 @@ import msgspec
 from common.errors import Conflict, InvalidRequest, NotFound
 from common.names import check_snapshot_name
 from common.states import Status
-from controller.fleet import LiveContainer
+from controller.live import LiveContainer
 from controller.operations.snapshots import SnapshotParameters
 from controller.operations.states import StateParameters
 from controller.records import Operation, Phase

@@ -2,37 +2,37 @@
 
 Every write is a function that runs in the writer's thread inside a transaction; what gathered while the last commit
 was under way is committed together. SQLite runs in WAL mode with synchronous=FULL, and only the writer's connection
-writes and checkpoints (libsqlite before 3.51.3 can corrupt its log otherwise).
+writes and checkpoints (libsqlite before 3.51.3 can corrupt its log otherwise). With a mark every commit is numbered,
+so that one which was lost is noticed at the next start (`controller/store/mark.py`, `health.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
-from common.errors import Internal, NoSpace, Unavailable, VzfleetError
+from common.errors import NoSpace, Unavailable, VzfleetError
 from controller.records import Change, Record
+from controller.store.engines import is_disconnect, make_engine, translate
+from controller.store.mark import Mark
+from controller.store.numbering import first_number, number_of_last_commit, put_number
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_BATCH = 256
 MAX_WAITING = 10_000
 READERS = 2
-PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)
-DISK_FULL = "53100"
-"""PostgreSQL's SQLSTATE."""
+ASK_AGAIN = 0.5
+"""Seconds between two tries to learn what became of a commit when the server went away."""
 
 
 @dataclass
@@ -62,15 +62,20 @@ CommitListener = Callable[[Sequence[Change]], None]
 class Database:
     """The store's connections. `on_commit` runs on the event loop, in commit order, before the writers are answered."""
 
-    def __init__(self, url: str, on_commit: CommitListener) -> None:
+    def __init__(self, url: str, on_commit: CommitListener, mark: Mark | None = None) -> None:
         self._writer_engine = make_engine(url, writer=True)
         self._reader_engine = make_engine(url, writer=False)
         self._on_commit = on_commit
+        self._mark = mark
         self._jobs: queue.Queue[_Job | None] = queue.Queue(MAX_WAITING)
         self._thread: threading.Thread | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = threading.Event()
+        self._in_doubt = False
         self.commits = 0
+        self.number = 0
+        """The number of the last commit, if the store has a mark."""
 
     async def open(self) -> None:
         """Start the writer's thread. Raises Unavailable when the database cannot be opened."""
@@ -81,13 +86,15 @@ class Database:
         await opened
 
     async def close(self) -> None:
-        """Commit what waits, end the thread, close all connections."""
-        if self._thread is not None:
-            thread, self._thread = self._thread, None
-            self._jobs.put(None)
-            await asyncio.to_thread(thread.join)
+        """Commit what waits, end the thread, close all connections; the writer's is the last."""
+        if self._thread is None:
+            return
+        thread, self._thread = self._thread, None
         await asyncio.to_thread(self._readers.shutdown)
         self._reader_engine.dispose()
+        self._closing.set()
+        self._jobs.put(None)
+        await asyncio.to_thread(thread.join)
         self._writer_engine.dispose()
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
@@ -98,6 +105,8 @@ class Database:
         """
         if self._loop is None or self._thread is None:
             raise Unavailable("the store is closed")
+        if self._in_doubt:
+            raise Unavailable("the database cannot be reached")
         future: asyncio.Future[Any] = self._loop.create_future()
         try:
             self._jobs.put_nowait(_Job(work, future))
@@ -111,21 +120,43 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_in_thread, work)
 
     def _read_in_thread(self, work: Callable[[Connection], T]) -> T:
-        with self._reader_engine.connect() as connection:
-            return work(connection)
+        try:
+            with self._reader_engine.connect() as connection:
+                return work(connection)
+        except DBAPIError as error:
+            raise translate(error) from error
 
     # ------------------------------------------------------------ the writer's thread
 
     def _write_loop(self, opened: asyncio.Future[None]) -> None:
+        connection = None
         try:
             connection = self._writer_engine.connect()
-        except SQLAlchemyError as error:
-            self._call_loop(opened.set_exception, Unavailable(f"the database cannot be opened: {error}"))
+            self._begin_numbering(connection)
+        except (SQLAlchemyError, VzfleetError, OSError) as error:
+            if connection is not None:
+                connection.close()
+            reason = error.text if isinstance(error, VzfleetError) else str(error)
+            self._call_loop(opened.set_exception, Unavailable(f"the database cannot be opened: {reason}"))
             return
         self._call_loop(opened.set_result, None)
         with connection:
             while (batch := self._next_batch()) is not None:
                 self._run_batch(connection, batch)
+        if self._mark is not None:
+            self._mark.close()
+
+    def _begin_numbering(self, connection: Connection) -> None:
+        """Go on after the highest number that was ever given, whether its commit is still there or not."""
+        if self._mark is None:
+            return
+        with connection.begin():
+            number, marked = number_of_last_commit(connection), self._mark.read()
+            known = [one for one in (number, marked.commits if marked else None) if one is not None]
+            self.number = max(known) if known else first_number()
+            if number != self.number:
+                put_number(connection, self.number)
+        self._mark.open(self.number)
 
     def _next_batch(self) -> list[_Job] | None:
         job = self._jobs.get()
@@ -144,16 +175,43 @@ class Database:
         return batch
 
     def _run_batch(self, connection: Connection, batch: list[_Job]) -> None:
+        number, committing = self.number + 1, False
         try:
             with connection.begin():
                 for job in batch:
                     _run_job(connection, job, alone=len(batch) == 1)
-            self.commits += 1
+                if self._mark is not None:
+                    put_number(connection, number)
+                committing = True
         except Exception as error:  # the commit failed, or the only job did: nobody is told a success
-            reason = _translate(error)
-            for job in batch:
-                job.error = job.error or reason
+            if not (committing and is_disconnect(error) and self._took_place(connection, number)):
+                reason = translate(error)
+                for job in batch:
+                    job.error = job.error or reason
+                self._call_loop(self._settle, batch)
+                return
+        self.commits += 1
+        self.number = number
+        if self._mark is not None:
+            self._mark.advance(number)
         self._call_loop(self._settle, batch)
+
+    def _took_place(self, connection: Connection, number: int) -> bool:
+        """Whether a commit whose answer was lost with the server took place: asked until the server is back.
+
+        Else rows might stand there of which the memory, and whoever asked, know nothing.
+        """
+        self._in_doubt = self._mark is not None
+        try:
+            while self._in_doubt and not self._closing.wait(ASK_AGAIN):
+                try:
+                    with connection.begin():
+                        return number_of_last_commit(connection) == number
+                except (SQLAlchemyError, VzfleetError) as error:
+                    log.error("a commit is in doubt until the database is back", extra={"reason": str(error)})
+            return False
+        finally:
+            self._in_doubt = False
 
     def _call_loop(self, function: Callable[..., object], *arguments: Any) -> None:
         loop = self._loop
@@ -185,7 +243,7 @@ def _run_job(connection: Connection, job: _Job, alone: bool) -> None:
             job.result = job.work(transaction)
             savepoint.commit()
         except Exception as error:
-            job.error = _translate(error)
+            job.error = translate(error)
             if isinstance(error, DBAPIError) and isinstance(job.error, NoSpace | Unavailable):
                 raise
             # Fails when the database has rolled back the whole transaction by itself: then the batch fails, too.
@@ -200,43 +258,3 @@ def _answer(job: _Job) -> None:
         job.future.set_exception(job.error)
     else:
         job.future.set_result(job.result)
-
-
-def _translate(error: Exception) -> Exception:
-    if isinstance(error, VzfleetError):
-        return error
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    code = getattr(cause, "sqlite_errorcode", None) or 0
-    full = code & 0xFF == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == DISK_FULL
-    if full or (isinstance(cause, OSError) and cause.errno == errno.ENOSPC):
-        return NoSpace("the controller's disk is full")
-    if code & 0xFF in PASSING or (isinstance(error, DBAPIError) and error.connection_invalidated):
-        log.error("the database cannot be used for now", exc_info=error)
-        return Unavailable(f"the database cannot be used for now: {cause}")
-    log.error("a write failed", exc_info=error)
-    return Internal("the store failed; the controller's log says why")
-
-
-def make_engine(url: str, writer: bool) -> Engine:
-    """An engine for a database URL, with what SQLite needs set on each connection."""
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, poolclass=NullPool if writer else None)
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions on its own
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA busy_timeout=5000")
-        if writer:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-        else:
-            connection.execute("PRAGMA query_only=ON")
-            connection.execute("PRAGMA wal_autocheckpoint=0")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
-
-    return engine

@@ -9,12 +9,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from common.errors import Conflict, Unavailable
-from controller.store.db import make_engine
+from controller.store.engines import make_engine
+from controller.store.health import database_file
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -22,21 +22,21 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the database to this version's schema, or to an earlier `revision` when it is empty.
 
-    An SQLite file is copied beside itself before.
+    An SQLite file is copied beside itself before. Not while a controller works on it, unless nothing is to be done.
     """
+    current, wanted = revisions(url)
+    if current == wanted:
+        return
+    if current is not None:
+        check_known(current, wanted)
+        _copy_before_upgrade(url, current)
     engine = make_engine(url, writer=True)
     if engine.dialect.name == "sqlite":
         # A table that is rebuilt is dropped, which would delete the rows of others that refer to it.
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=OFF"))
+    configuration = Config()
+    configuration.set_main_option("script_location", str(_MIGRATIONS))
     try:
-        current, wanted = _revisions(engine)
-        if current == wanted:
-            return
-        if current is not None:
-            _check_known(current, wanted)
-            _copy_before_upgrade(url, current)
-        configuration = Config()
-        configuration.set_main_option("script_location", str(_MIGRATIONS))
         with engine.begin() as connection:
             configuration.attributes["connection"] = connection
             command.upgrade(configuration, revision)
@@ -46,23 +46,33 @@ def upgrade(url: str, revision: str = "head") -> None:
 
 def check(url: str) -> None:
     """Raise Conflict when the database is not at this version's schema, Unavailable when it cannot be opened."""
-    engine = make_engine(url, writer=True)
-    try:
-        current, wanted = _revisions(engine)
-    except OperationalError as error:
-        raise Unavailable(f"the database cannot be opened ({error.orig}): is this the right state directory?") from None
-    finally:
-        engine.dispose()
+    current, wanted = revisions(url)
     if current is None:
         raise Conflict("the database is empty: run 'python -m controller init' first")
     if current != wanted:
-        _check_known(current, wanted)
+        check_known(current, wanted)
         raise Conflict(
             f"the database is at schema {current}, this version needs {wanted}: run 'python -m controller upgrade-db'"
         )
 
 
-def _check_known(current: str, wanted: str | None) -> None:
+def revisions(url: str) -> tuple[str | None, str | None]:
+    """The schema of the database (None when it is empty) and that of this version. Raises Unavailable."""
+    wanted = ScriptDirectory(str(_MIGRATIONS)).get_current_head()
+    file = database_file(url)
+    if file is not None and not file.exists() and file.parent.is_dir():
+        return None, wanted
+    engine = make_engine(url, writer=False)
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision(), wanted
+    except DBAPIError as error:
+        raise Unavailable(f"the database cannot be opened ({error.orig}): is this the right state directory?") from None
+    finally:
+        engine.dispose()
+
+
+def check_known(current: str, wanted: str | None) -> None:
     known = {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
     if current not in known:
         raise Conflict(
@@ -71,18 +81,11 @@ def _check_known(current: str, wanted: str | None) -> None:
         )
 
 
-def _revisions(engine: Engine) -> tuple[str | None, str | None]:
-    scripts = ScriptDirectory(str(_MIGRATIONS))
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    return current, scripts.get_current_head()
-
-
 def _copy_before_upgrade(url: str, revision: str) -> None:
-    database = make_url(url).database
-    if not url.startswith("sqlite") or database is None:
+    file = database_file(url)
+    if file is None:
         return
-    source, target = sqlite3.connect(database), sqlite3.connect(f"{database}.before-{revision}")
+    source, target = sqlite3.connect(file), sqlite3.connect(f"{file}.before-{revision}")
     try:
         source.backup(target)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from deploy.lib import addresses, arguments, down, fleet, packages, plan, state, up
+from deploy.lib import addresses, arguments, down, existing, fleet, packages, plan, state, tokens, up
 from deploy.lib.arguments import Options
 from deploy.lib.console import DeployError, say
 from deploy.lib.state import Settings, State
@@ -31,6 +31,7 @@ def main() -> int:
 def _up(place: State, options: Options) -> int:
     state.check(place)
     settings = _decide(place, options)
+    existing.check(settings)
     state.prepare(place)
     with state.alone(place):
         state.save(place, settings)
@@ -49,9 +50,12 @@ def _decide(place: State, options: Options) -> Settings:
     if options.join is not None:
         if before is not None and before.port == 0 and not any(fleet.joined(place, node) for node in before.nodes):
             before = None  # an earlier token was refused; this one may be for another name
-        return plan.decide_agent(before, options.join, addresses.used())
+        settings = plan.decide_agent(before, options, addresses.used())
+        if before is None:
+            tokens.check(options.join)
+        return settings
     if before is not None and before.port == 0 and not (options.nodes or options.port or options.agent_port):
-        return before
+        return plan.decide_agent(before, options, [])
     return plan.decide(place, before, options, addresses.used())
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from deploy.lib import fabric, lxcfs, services, units
+from deploy.lib import existing, fabric, lxcfs, services, units
 from deploy.lib.console import DeployError, run, say
 from deploy.lib.state import Node, Settings, State
 from deploy.lib.up import services_of
@@ -31,6 +31,8 @@ def purge(state: State, settings: Settings) -> None:
     """After `stop`: remove what the agents keep, then the state directory. Raises DeployError when anything resists."""
     for node in settings.nodes:
         _agent(state, node, "purge")
+        if node.pool and existing.file_system(Path(node.pool)) != "btrfs":
+            say(f"{node.pool} is not mounted: what {node.name} kept in it stays in it")
     _unmount(state.root)
     for entry in state.entries():
         if entry.is_dir() and not entry.is_symlink():

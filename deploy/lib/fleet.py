@@ -111,8 +111,8 @@ def join(state: State, node: Node, token: str, nodes: int) -> None:
         *("--cgroup", f"vzfleet-{state.tag}-{node.name}"),
         *("--pool-size", str(_pool_size(state, nodes))),
     ]
-    if node.subnet:
-        options += ["--subnet", node.subnet]
+    given = {"--subnet": node.subnet, "--bridge": node.bridge, "--pool": node.pool}
+    options += [word for option, value in given.items() if value for word in (option, value)]
     module = [str(state.python), "-m", "agent", "join", "--state", str(state.agent(node.name)), *options, "--", token]
     run([*fabric.enter(state, node), *module], timeout=COMMAND_TIMEOUT)
 

@@ -6,7 +6,9 @@ import ipaddress
 import re
 import socket
 import zlib
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from deploy.lib import tokens
 from deploy.lib.addresses import CONTAINER_POOL, FABRIC_POOL, free
@@ -34,22 +36,24 @@ def decide(state: State, before: Settings | None, options: Options, used: list[i
     return _with_nodes(state, settings, options, used)
 
 
-def decide_agent(before: Settings | None, token: str, used: list[ipaddress.IPv4Network]) -> Settings:
+def decide_agent(before: Settings | None, options: Options, used: list[ipaddress.IPv4Network]) -> Settings:
     """The settings of a machine with just an agent, which has the name that the join token gives, else the host's.
 
     What has joined before stays as it is.
-    Raises DeployError when the token is none, or the name cannot name a node.
+    Raises DeployError when the token is none, the name cannot name a node, or the options contradict what was set up.
     """
     if before is not None:
         if before.port != 0:
             raise DeployError("this directory holds a controller: give --join another one by --state")
+        _check_same_place(before, options)
         return before
-    name = tokens.decode(token).get("node") or socket.gethostname().partition(".")[0].lower()
+    name = tokens.decode(options.join or "").get("node") or socket.gethostname().partition(".")[0].lower()
     if not _NODE_NAME.fullmatch(str(name)):
         raise DeployError(f"{name!r} cannot name a node: {NODE_NAME_RULE}")
     # Hosts of one fleet usually have the same state directory: their names tell them apart.
-    subnet = next(free(CONTAINER_POOL, zlib.crc32(name.encode()), used), None)
-    return Settings(port=0, agent_port=0, nodes=(Node(name, 1, namespace=False, subnet=subnet),))
+    subnet = None if options.bridge else next(free(CONTAINER_POOL, zlib.crc32(name.encode()), used), None)
+    node = Node(name, 1, namespace=False, subnet=subnet, bridge=options.bridge, pool=_text(options.pool))
+    return Settings(port=0, agent_port=0, nodes=(node,))
 
 
 def _check_same(before: Settings, options: Options) -> None:
@@ -63,6 +67,20 @@ def _check_same(before: Settings, options: Options) -> None:
             raise DeployError(
                 f"{options.state} was set up with {name} {old}, which its agents know: --down --purge first"
             )
+    _check_same_place(before, options)
+
+
+def _check_same_place(before: Settings, options: Options) -> None:
+    """Bridge and pool of a node stay what they were: its containers are there."""
+    for node in before.nodes:
+        for option, old, new in (("--bridge", node.bridge, options.bridge), ("--pool", node.pool, _text(options.pool))):
+            if new not in (None, old):
+                was = f"with {option} {old}" if old else f"without {option}"
+                raise DeployError(f"{node.name} of {options.state} was set up {was}: --down --purge first")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _with_nodes(state: State, settings: Settings, options: Options, used: list[ipaddress.IPv4Network]) -> Settings:
@@ -72,11 +90,10 @@ def _with_nodes(state: State, settings: Settings, options: Options, used: list[i
     subnets = list(islice(free(CONTAINER_POOL, start, used + _own(settings)), len(indices)))
     if len(subnets) < len(indices):
         raise DeployError(f"not enough of {CONTAINER_POOL} is free for {len(indices)} nodes")
-    nodes = (
-        Node(f"node{index}", index, namespace=options.nodes is not None, subnet=subnet)
-        for index, subnet in zip(indices, subnets, strict=True)
-    )
-    settings = settings.with_nodes(*nodes)
+    pool = _text(options.pool) or next((node.pool for node in settings.nodes), None)
+    for index, subnet in zip(indices, subnets, strict=True):
+        node = Node(f"node{index}", index, namespace=options.nodes is not None, subnet=subnet, pool=pool)
+        settings = settings.with_nodes(replace(node, subnet=None, bridge=options.bridge) if options.bridge else node)
     if settings.fabric is None and any(node.namespace for node in settings.nodes):
         network = next(free(FABRIC_POOL, start, used), None)
         if network is None:

@@ -23,7 +23,11 @@ class Node:
     index: int
     namespace: bool
     subnet: str | None = None
-    """IPv4 network of its containers; None: the agent chooses."""
+    """IPv4 network of its containers; None: the agent chooses, or `bridge` has it."""
+    bridge: str | None = None
+    """A bridge of the host; None: the agent makes one."""
+    pool: str | None = None
+    """A directory on a btrfs of the host; None: the agent makes a loop file."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def check(state: State) -> None:
     """
     for above in reversed(state.root.parents):
         if above.exists():
-            _check_passable(above)
+            check_passable(above)
     if state.root.exists() and not state.root.is_dir():
         raise DeployError(f"{state.root} is not a directory")
     own = not state.root.exists() or state.settings_file.exists() or not any(state.root.iterdir())
@@ -126,14 +130,15 @@ def prepare(state: State) -> None:
     state.log.mkdir(mode=0o700, exist_ok=True)
 
 
-def _check_passable(directory: Path) -> None:
+def check_passable(directory: Path) -> None:
+    """Refuse a directory through which containers' mapped roots cannot pass. Raises DeployError with what to do."""
     if not directory.is_dir():
         raise DeployError(f"{directory} is not a directory")
     mode = stat.S_IMODE(directory.stat().st_mode)
     if not mode & stat.S_IXOTH:
         raise DeployError(
             f"{directory} has mode {mode:o}: the root of an unprivileged container is an ordinary user to this host "
-            f"and cannot pass through it to its files. Give another directory by --state, or: chmod o+x {directory}"
+            f"and cannot pass through it to its files. Give another directory, or: chmod o+x {directory}"
         )
 
 

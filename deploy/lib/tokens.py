@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy.lib.console import DeployError
+
+CONNECT_TIMEOUT = 10.0
+_NO_TOKEN = "this is no join token: POST /1.0/nodes on the controller gives one; copy all of it"
 
 
 def decode(token: str) -> dict[str, Any]:
@@ -16,8 +22,31 @@ def decode(token: str) -> dict[str, Any]:
     except ValueError:
         said = None
     if not isinstance(said, dict) or not {"api", "link", "secret"} <= said.keys():
-        raise DeployError("this is no join token: POST /1.0/nodes on the controller gives one; copy all of it")
+        raise DeployError(_NO_TOKEN)
     return said
+
+
+def check(token: str) -> None:
+    """See, before minutes of installing, that a token can still be used from here.
+
+    Raises DeployError when it has expired, or when a port of the controller that it names cannot be reached.
+    """
+    said = decode(token)
+    try:
+        expired = datetime.fromisoformat(said["expires"]) <= datetime.now(UTC)
+        targets = [(parts.hostname or "", parts.port or 0) for parts in map(urlsplit, (said["api"], said["link"]))]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DeployError(_NO_TOKEN) from None
+    if expired:
+        raise DeployError(f"the token expired at {said['expires']}: ask the controller for a new one")
+    for host, port in targets:
+        try:
+            socket.create_connection((host, port), CONNECT_TIMEOUT).close()
+        except OSError as error:
+            raise DeployError(
+                f"the controller cannot be reached at {host} port {port}: {error.strerror}. Agents need both of its ports; "
+                "the token has the addresses of `controller init --address`"
+            ) from None
 
 
 def encode(said: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controller.api.application import METHODS, ROUTES
-from controller.api.base import Right
+from controller.api.identity import Right
 from tests.helpers.api import EMPTY, ENVELOPE, OPERATION_URL, make, name
 from tests.helpers.cluster import Cluster
 

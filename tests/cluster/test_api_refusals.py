@@ -98,6 +98,8 @@ BAD_CREATIONS: list[tuple[Any, int, str]] = [
     (source(type="image", properties={"os": "x" * 129}), 400, "source.properties.os"),
     (source(type="image", properties={"os": "plan9"}), 404, "source.properties.os"),
     (source(type="image", properties={"os": "busybox", "flavour": "x"}), 400, "source.properties.flavour"),
+    (source(type="image", properties={"os": "busybox", "release": "0.1"}), 400, "source.properties.release"),
+    (source(type="image", properties={"os": "busybox", "architecture": "x"}), 400, "source.properties.architecture"),
     (source(type="image", alias="no-such"), 404, "source.alias"),
     (source(type="image", fingerprint="0123456789ab"), 404, "source.fingerprint"),
     (source(type="image", fingerprint="x" * 65), 400, "source.fingerprint"),

@@ -19,6 +19,7 @@ from common.errors import Conflict, InvalidRequest, Unavailable
 from common.keys import generate
 from common.messages import Command, Outcome, Ping, Refused, Result, Welcome
 from common.states import NodeStatus
+from controller.dispatch import duplicates
 from controller.dispatch import router as router_module
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.router import Router
@@ -274,19 +275,25 @@ async def test_agents_come_back_to_a_restarted_controller_by_its_hint() -> None:
         await second.call("node1")
 
 
-async def test_a_second_host_with_the_same_key_is_refused_while_the_first_lives(controller: Controller) -> None:
+async def test_two_hosts_with_one_key_are_kept_out_until_one_of_them_ends(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "QUIET", 0.5)
     agent = controller.agent("node1")
     await agent.serve()
     double = controller.agent(keys=agent.keys, machine_id="other")
     double.connect()
     await double.say_hello()
     assert isinstance(refusal := await double.receive(), Refused) and refusal.code == "duplicate"
-    await controller.call("node1")
-    assert agent.refusals == []
-    await agent.stop()
     await controller.listener.wait_status("node1", NodeStatus.OFFLINE)
+    assert "two agents" in controller.dispatcher.status("node1")[1]
+    await until(lambda: [refused.code for refused in agent.refusals][:1] == ["stale"])
+    waiting = asyncio.ensure_future(controller.call("node1"))
+    await agent.stop()
+    await asyncio.sleep(duplicates.QUIET)
     await double.serve()
-    await controller.call("node1", "op/2/do")
+    await waiting
+    assert (agent.effects, double.effects) == ({}, {"op/1/do": 1})
 
 
 async def test_a_hung_controller_does_not_take_its_agents_for_dead(controller: Controller) -> None:

@@ -1,37 +1,60 @@
-"""What every storage does: the same tests on btrfs (a loop pool) and on plain directories."""
+"""What every storage does: the same tests on btrfs (a loop pool, a pool that the host has) and on plain directories."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.config import AgentConfig
 from agent.storage import btrfs_ioctl as ioctl
 from agent.storage import open_storage
 from agent.storage.base import Storage
+from agent.storage.loop import LoopPool
 from common.errors import DriverFailed, NoSpace, Unsupported
 
 MIB = 1024 * 1024
 _BTRFS = pytest.param("btrfs", marks=pytest.mark.lxc)
+_POOL = pytest.param("pool", marks=pytest.mark.lxc)
 
 
 def _config(state: Path, storage: str) -> AgentConfig:
     return AgentConfig(state=state, node="test", storage=storage, pool_size=256 * MIB)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["dir", _BTRFS])
+@asynccontextmanager
+async def _given_pool(tmp_path: Path) -> AsyncIterator[Path]:
+    """A directory in a subvolume of a btrfs that the host has, with files that are not ours."""
+    loop = LoopPool(tmp_path / "host.img", tmp_path / "host", 256 * MIB)
+    await loop.mount()
+    ioctl.create_subvolume(tmp_path / "host" / "home")
+    given = tmp_path / "host" / "home" / "given"
+    (given / "images").mkdir(parents=True)
+    (given / "images" / "file").write_text("not ours")
+    yield given
+    assert {str(path.relative_to(given)) for path in given.rglob("*")} == {"images", "images/file"}
+    await loop.unmount()
+    loop.remove()
+
+
+@pytest.fixture(params=["dir", _BTRFS, _POOL])
 async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    if request.param == "btrfs" and (os.geteuid() != 0 or shutil.which("mkfs.btrfs") is None):
+    if request.param != "dir" and (os.geteuid() != 0 or shutil.which("mkfs.btrfs") is None):
         reason = "btrfs needs root and btrfs-progs"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    opened = await open_storage(_config(tmp_path, request.param))
-    yield opened
-    await opened.shut_down()
-    await opened.purge()
+    async with AsyncExitStack() as stack:
+        config = _config(tmp_path, "dir" if request.param == "dir" else "btrfs")
+        if request.param == "pool":
+            config = msgspec.structs.replace(config, pool=await stack.enter_async_context(_given_pool(tmp_path)))
+        opened = await open_storage(config)
+        yield opened
+        await opened.shut_down()
+        await opened.purge()
     assert list(tmp_path.iterdir()) == []
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
@@ -249,3 +272,10 @@ async def test_a_pool_that_is_no_btrfs_is_refused(tmp_path: Path) -> None:
     config = AgentConfig(state=tmp_path, node="test", pool=pool)
     with pytest.raises(DriverFailed, match="btrfs"):
         await open_storage(config)
+
+
+async def test_a_pool_that_is_not_on_btrfs_is_refused_and_left_alone(tmp_path: Path) -> None:
+    for given in (tmp_path, tmp_path / "none"):
+        with pytest.raises(DriverFailed, match="cannot be used as btrfs"):
+            await open_storage(msgspec.structs.replace(_config(tmp_path, "auto"), pool=given))
+    assert list(tmp_path.iterdir()) == []

@@ -1,15 +1,10 @@
-"""The store on SQLite, and on PostgreSQL where VZFLEET_TEST_POSTGRESQL_URL names a server: the same promises of both.
-
-The URL is SQLAlchemy's (postgresql+psycopg://user@host/database) of a user who may create databases.
-"""
+"""The store on SQLite and on PostgreSQL: the same promises of both. The tests start a server of their own."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,12 +32,14 @@ from controller.records import (
     Token,
 )
 from controller.store import containers, counters, images, nodes, operations, schema, tokens
-from controller.store.db import Database, Transaction, make_engine
+from controller.store.db import Database, Transaction
+from controller.store.engines import make_engine, parse
 from controller.store.models import metadata
 from controller.store.rows import Rows
 from tests.helpers.core import BUILT, FACTS
+from tests.helpers.postgresql import Server, server
 
-POSTGRESQL = os.environ.get("VZFLEET_TEST_POSTGRESQL_URL", "")
+pytestmark = pytest.mark.xdist_group("postgresql")
 THEN = "2026-01-01T00:00:00.000000Z"
 NODE = Node("n1", "k" * 40, THEN, FACTS, "a host")
 ROW = Container(
@@ -79,22 +76,21 @@ OPERATION = Operation(
 )
 
 
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'store.db'}"
         return
-    if not POSTGRESQL:
-        pytest.skip("VZFLEET_TEST_POSTGRESQL_URL is not set")
-    name = f"vzfleet_test_{uuid.uuid4().hex[:12]}"
-    server = create_engine(POSTGRESQL, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield make_url(POSTGRESQL).set(database=name).render_as_string(hide_password=False)
-    with server.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    server.dispose()
+    running: Server = request.getfixturevalue("postgresql")
+    with running.database() as made:
+        yield made
 
 
 class Store(Database):
@@ -275,11 +271,11 @@ async def test_a_locked_database_is_unavailable_for_now(store: Store, url: str) 
 async def test_a_lost_connection_is_unavailable_for_now(store: Store, url: str) -> None:
     if store.sqlite:
         pytest.skip("SQLite has no connections to lose")
-    server = create_engine(url, isolation_level="AUTOCOMMIT")
+    other = create_engine(parse(url), isolation_level="AUTOCOMMIT")
     others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> "
-    with server.connect() as connection:
+    with other.connect() as connection:
         connection.execute(text(others + "pg_backend_pid()"))
-    server.dispose()
+    other.dispose()
     with pytest.raises(Unavailable):
         await store.write(add(ROW))
     await store.write(add(ROW))
@@ -450,7 +446,7 @@ def test_an_empty_database_says_what_to_do(url: str) -> None:
 def test_another_revision_is_refused_and_says_what_to_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schema.upgrade(url)
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "_revisions", lambda _: ("0001", "0002"))
+        patch.setattr(schema, "revisions", lambda _: ("0001", "0002"))
         with pytest.raises(Conflict, match=r"0001.*needs 0002.*upgrade-db"):
             schema.check(url)
     _set_revision(url, "9999")

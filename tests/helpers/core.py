@@ -42,6 +42,7 @@ from controller.services.caller import Caller
 from controller.services.changes import Changes
 from controller.services.containers import Containers
 from controller.services.images import Images, Resolved
+from controller.services.moves import Moves
 from controller.services.nodes import Nodes
 from controller.services.operations import Operations
 from controller.services.requests import ImageSource
@@ -235,6 +236,7 @@ class Core:
         images = cast(Images, self.images)
         self.containers = Containers(self.store, self.fleet, self.nodes, images, self.operations, self.clock)
         self.changes = Changes(self.containers)
+        self.moves = Moves(self.containers, self.changes)
         self.states = States(self.containers)
 
     async def open(self) -> None:

@@ -152,6 +152,47 @@ def test_the_disk_is_limited_and_cannot_be_escaped(fleet: RealFleet, gone: list[
     assert fleet.inside(container, fill).returncode == 0
 
 
+def test_limits_below_its_use_are_refused_before_anything_happens(fleet: RealFleet, gone: list[str]) -> None:
+    container = fleet.new()
+    gone.append(container)
+    fleet.inside(container, "dd if=/dev/urandom of=/fill bs=1M count=40; sync")
+    # tail keeps what it reads until the end.
+    held = "{ head -c 30000000 /dev/zero; sleep 120; } | tail -c 30000000"
+    fleet.inside(container, f"({held}) >/dev/null 2>&1 </dev/null &")
+
+    def is_known() -> bool:
+        state = fleet.get(f"/1.0/vz/{container}/state")
+        disk, memory = state["disk"]["root"]["usage"], state["memory"]
+        return bool(disk > 40 * 10**6 and memory["usage"] - memory["reclaimable"] > 29 * 10**6)
+
+    until(is_known, "the figures show it", 40)
+    for key, value in (("limits.disk", "30MB"), ("limits.memory", "20MB")):
+        code, answer = fleet.request("PUT", f"/1.0/vz/{container}", {"config": {key: value}})
+        assert (code, answer["metadata"]["field"]) == (400, f"config.{key}"), answer
+        fleet.done("PUT", f"/1.0/vz/{container}", {"config": {key: "200MB"}})
+    body = {"source": {"type": "copy", "source": container}, "config": {"limits.disk": "30MB"}}
+    assert fleet.request("POST", f"/1.0/vz/{container}-b", body)[0] == 400
+
+
+def test_a_container_made_by_hand_is_known_within_an_interval(fleet: RealFleet, gone: list[str]) -> None:
+    place = ["-P", str(fleet.agent_state("node2") / "lxc"), "-n", "byhand"]
+    body = {"source": BUSYBOX, "node": "node2"}
+
+    def unmanaged() -> bool:
+        return bool(fleet.get("/1.0/nodes/node2")["unmanaged"] == ["byhand"])
+
+    subprocess.run(["lxc-create", *place, "-t", "none"], check=True, timeout=20)
+    try:
+        until(unmanaged, "it is shown", 5)
+        code, answer = fleet.request("POST", "/1.0/vz/byhand", body)
+        assert (code, "unmanaged" in answer["metadata"]["nodes"]["node2"]) == (409, True), answer
+    finally:
+        subprocess.run(["lxc-destroy", *place], check=True, timeout=20)
+    until(lambda: not unmanaged(), "it is gone", 5)
+    gone.append("byhand")
+    fleet.done("POST", "/1.0/vz/byhand", body)
+
+
 def test_limits_are_out_of_the_containers_reach(fleet: RealFleet, gone: list[str]) -> None:
     container = fleet.new(config={"limits.memory": "32MiB", "limits.processes": "64"})
     gone.append(container)

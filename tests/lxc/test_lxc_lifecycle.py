@@ -195,6 +195,18 @@ async def test_limits_change_at_once_or_not_at_all(node: Node) -> None:
     assert cgroup.figures().memory_limit == 96 * 2**20
 
 
+async def test_a_copy_into_less_than_its_files_take_is_refused(node: Node) -> None:
+    await node.driver.create(node.spec(), node.image)
+    (node.rootfs() / "root/big").write_bytes(os.urandom(3 * 2**20))
+    await node.driver.create_snapshot("101", "s")  # commits the pool: what it uses is known then
+    await until(lambda: (node.driver.sample(["101"])[0].disk_usage or 0) > 3 * 2**20, timeout=60)
+    for snapshot in (None, "s"):
+        with pytest.raises(Conflict, match="take"):
+            await node.driver.copy(node.spec("102", limits__disk="1MiB"), "101", snapshot)
+        assert [report.id for report in await node.driver.containers()] == ["101"]
+    await node.driver.copy(node.spec("102", limits__disk="60MiB"), "101", "s")
+
+
 async def test_limits_hold_inside(node: Node) -> None:
     await node.running(limits__memory="32MiB", limits__processes="30", limits__disk="60MiB")
     eat = node.attach("101", "sh", "-c", "dd if=/dev/zero of=/dev/null bs=100M count=1")

@@ -271,6 +271,50 @@ def test_a_bridge_removed_by_hand_is_back_with_its_dhcp(lab: Lab) -> None:
     assert lab.lease(lab.machine(CARD))[0] == address
 
 
+def test_a_bridge_removed_by_hand_is_repaired_while_the_agent_runs(lab: Lab) -> None:
+    agent = lab.agent()
+    agent.call("open")
+    address = agent.call("reserve", "101", CARD, "web1")
+    before = agent.dnsmasq()
+    assert agent.call("repair") is False, "nothing is missing"
+    assert agent.dnsmasq() == before
+    lab.node.run("ip", "link", "delete", BRIDGE)
+    lab.node.run("nft", "flush", "ruleset")
+    assert agent.call("repair") is True
+    assert agent.subnet == "10.88.0.0/24"
+    assert not runs(before) and agent.dnsmasq() != before
+    assert "masquerade" in lab.node.run("nft", "list", "ruleset")
+    assert lab.lease(lab.machine(CARD)) == [address, "10.88.0.1", "10.88.0.1", "web1"]
+    assert agent.call("repair") is False
+
+
+def test_a_repair_that_fails_is_tried_again(lab: Lab, tmp_path: Path) -> None:
+    # Without dnsmasq's program the bridge is made, and its DHCP is not.
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for program in ("ip", "nft", "dnsmasq"):
+        (directory / program).symlink_to(str(shutil.which(program)))
+    agent = lab.agent(path=str(directory))
+    assert agent.call("open") is None
+    address = agent.call("reserve", "101", CARD, "web1")
+    lab.node.run("ip", "link", "delete", BRIDGE)
+    (directory / "dnsmasq").unlink()
+    assert agent.call("repair")["error"]
+    assert agent.call("repair")["error"]
+    (directory / "dnsmasq").symlink_to(str(shutil.which("dnsmasq")))
+    assert agent.call("repair") is True
+    assert lab.lease(lab.machine(CARD))[0] == address
+
+
+def test_a_bridge_of_the_host_is_not_repaired(lab: Lab) -> None:
+    lab.node.run("ip", "link", "add", "hostbr", "type", "bridge")
+    agent = lab.agent(bridge="hostbr")
+    assert agent.call("open") is None
+    lab.node.run("ip", "link", "delete", "hostbr")
+    assert agent.call("repair") is False
+    assert "hostbr" not in lab.node.run("ip", "link")
+
+
 def test_dnsmasq_gives_up_roots_rights_and_listens_on_the_bridge_alone(lab: Lab) -> None:
     agent = lab.agent()
     agent.call("open")

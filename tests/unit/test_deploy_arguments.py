@@ -18,6 +18,8 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     assert (options.state, options.port, options.agent_port, options.nodes) == (tmp_path, 9443, 9444, 3)
     assert not options.demo
     assert parse(["--join", "token"]).join == "token"
+    given = parse(["--join", "token", "--bridge", "br0", "--pool", str(tmp_path)])
+    assert (given.bridge, given.pool) == ("br0", tmp_path)
     assert parse(["--down", "--purge"]).purge
 
 
@@ -32,6 +34,12 @@ def test_a_relative_state_directory_is_made_absolute(tmp_path: Path, monkeypatch
         ["--purge"],
         ["--down", "--nodes", "2"],
         ["--down", "--no-demo"],
+        ["--down", "--bridge", "br0"],
+        ["--down", "--pool", "/pool"],
+        ["--bridge", "br0", "--nodes", "2"],
+        ["--bridge", "a/b"],
+        ["--bridge", "sixteen-letters-"],
+        ["--bridge", ""],
         ["--join", "token", "--nodes", "2"],
         ["--port", "9443", "--agent-port", "9443"],
         ["--port", "0"],

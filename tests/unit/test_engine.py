@@ -19,7 +19,8 @@ from common.commands import CreateContainer, ReceiveContainer, StartContainer, S
 from common.errors import Conflict, DriverFailed, NoPlacement, NoSpace, NotFound, Unavailable
 from common.reports import ContainerReport, ContainerSpec
 from common.states import Status, may_follow
-from controller.operations import engine as engine_module
+from controller.operations import execution as execution_module
+from controller.operations import recorder as recorder_module
 from controller.operations.catalogue import KINDS
 from controller.operations.images import DeleteImageParameters, ImportParameters
 from controller.operations.kinds import Context, Kind, Step
@@ -75,7 +76,7 @@ ACCEPT: dict[str, Accept] = {
     "container.copy": lambda core: core.containers.create(
         CALLER, "new", CreateBody(CopySource("d"), node="n2", start=True)
     ),
-    "container.move": lambda core: core.changes.rename(CALLER, "c", RenameBody(name="m", node="n2", migration=True)),
+    "container.move": lambda core: core.moves.move(CALLER, "c", RenameBody(name="m", node="n2", migration=True)),
     "image.import": _on_images("image.import", ImportParameters("upload", "x.tar", ("alias",))),
     "image.delete": _on_images("image.delete", DeleteImageParameters(FINGERPRINT)),
 }
@@ -283,7 +284,7 @@ async def ended(core: Core, operation: Operation) -> Operation:
 
 async def test_a_command_is_given_up_when_its_operation_is_cancelled_or_late(core: Core, monkeypatch: Any) -> None:
     core.there.hanging.add(StartContainer)
-    monkeypatch.setattr(engine_module, "ABANDON_TIME", 0.01)
+    monkeypatch.setattr(execution_module, "ABANDON_TIME", 0.01)
     operation = await ACCEPT["container.start"](core)
     assert (await core.engine.wait(operation.id, 0.01)).status is Status.RUNNING
     await core.engine.cancel(operation.id)
@@ -297,7 +298,7 @@ async def test_a_command_is_given_up_when_its_operation_is_cancelled_or_late(cor
 
 
 async def test_a_full_disk_delays_an_operation_and_forgets_nothing(core: Core, monkeypatch: Any) -> None:
-    monkeypatch.setattr(engine_module, "RETRY_DELAY", 0.01)
+    monkeypatch.setattr(recorder_module, "RETRY_DELAY", 0.01)
     write, failures = core.store.write, iter([NoSpace("full"), Unavailable("locked")])
 
     async def failing(work: Callable[[Transaction], Any]) -> Any:
@@ -365,7 +366,7 @@ async def test_a_container_of_nobodys_in_the_way_is_left_alone(core: Core, name:
 
 async def test_a_move_holds_its_place_on_the_target(core: Core) -> None:
     core.there.hanging.add(StopContainer)
-    await core.changes.rename(CALLER, "c", RenameBody(node="n2", migration=True))
+    await core.moves.move(CALLER, "c", RenameBody(node="n2", migration=True))
     reserved = await core.store.write(container_rows.reserved_by_node)
     assert (reserved["n1"].memory, reserved["n2"].memory) == (300 * 10**6, 100 * 10**6)
     assert reserved["n2"].containers == 1

@@ -12,6 +12,7 @@ import pytest
 from agent.config import AgentConfig
 from agent.drivers import create_driver
 from agent.drivers.fake import FakeDriver
+from agent.drivers.fake_node import FakeNode
 from agent.drivers.fake_state import Fault
 from common.clock import ManualClock, SystemClock
 from common.errors import Conflict, DeadlinePassed, DriverFailed, InvalidRequest, NotFound
@@ -280,3 +281,18 @@ async def test_samples_keep_within_limits_and_stopped_ones_have_disk_figures_onl
     assert driver.sample(["101"]) == [running]
     assert driver.sample_node().cpu_load is not None
     await driver.close()
+
+
+async def test_an_effect_whose_count_a_kill_cut_off_is_counted_at_the_next_start(tmp_path: Path) -> None:
+    directory = tmp_path / "fake"
+    node = FakeNode(directory, persist=True)
+    node.open("boot")
+    node.add("container.create", spec("a"), "empty", [])
+    node.add("container.create", spec("b"), "empty", [])
+    lines = node.effects_file.read_text().splitlines(keepends=True)
+    node.effects_file.write_text(lines[0])
+    (directory / ".world.json.new").write_text("half a wor")
+    for _ in range(2):
+        FakeNode(directory, persist=True).open("boot")
+        assert node.effects_file.read_text().splitlines(keepends=True) == lines
+    assert not (directory / ".world.json.new").exists()

@@ -13,7 +13,8 @@ from common.clock import ManualClock
 from common.messages import Inventory, Outcome, Samples
 from common.reports import ContainerReport, ContainerSample, ImageReport, NodeSample
 from common.states import NodeStatus, Status
-from controller.fleet import CLOCK_STEP, MAX_UNCLAIMED, Fleet
+from controller.fleet import Fleet
+from controller.live import CLOCK_STEP, MAX_UNCLAIMED
 from controller.records import Change, Container, Image, Node, Phase, Snapshot
 from tests.helpers.core import BUILT, FACTS
 

@@ -48,6 +48,7 @@ def test_the_os_chooses_the_builder() -> None:
         ({"os": "debian", "release": "--help"}, InvalidRequest, "release", "trixie"),
         ({"os": "debian", "variant": "cloud"}, InvalidRequest, "variant", "architecture"),
         ({"os": "busybox", "architecture": "s390x"}, InvalidRequest, "architecture", host_architecture()),
+        ({"os": "busybox", "architecture": "unheard-of"}, InvalidRequest, "architecture", host_architecture()),
         ({"os": "debian", "architecture": ""}, InvalidRequest, "architecture", host_architecture()),
     ],
 )
@@ -70,7 +71,6 @@ def test_the_busybox_key_follows_the_binary(tmp_path: Path) -> None:
     program = tmp_path / "busybox"
     program.write_bytes(b"one")
     first = BusyboxBuilder(program).key({"os": "busybox"})
-    assert first == BusyboxBuilder(program).key({"os": "busybox", "release": "1.35"})
     program.write_bytes(b"another")
     assert BusyboxBuilder(program).key({"os": "busybox"}) != first
     program.unlink()
@@ -78,11 +78,34 @@ def test_the_busybox_key_follows_the_binary(tmp_path: Path) -> None:
         BusyboxBuilder(program).key({"os": "busybox"})
 
 
+def test_busybox_has_one_release(tmp_path: Path) -> None:
+    program = tmp_path / "busybox"
+    builder = BusyboxBuilder(program)
+    program.write_bytes(b"\x7fELF BusyBox v1.35.0 (Debian 1:1.35.0-4) multi-call binary")
+    keys = set()
+    for release in ({}, {"release": "1.35.0"}, {"release": "latest"}, {"release": "Latest"}):
+        builder.check({"os": "busybox", **release})
+        keys.add(builder.key({"os": "busybox", **release}))
+    assert len(keys) == 1
+    for release in ("1.35", "1.36.1", "bookworm", "", "../x", "v1.35.0"):
+        with pytest.raises(InvalidRequest) as refusal:
+            builder.check({"os": "busybox", "release": release})
+        assert refusal.value.field == "source.properties.release"
+        assert refusal.value.allowed == "1.35.0 or latest"
+    program.write_bytes(b"\x7fELF BusyBox v1.37.0 () another one")
+    builder.check({"os": "busybox", "release": "1.37.0"})
+    with pytest.raises(InvalidRequest):
+        builder.check({"os": "busybox", "release": "1.35.0"})
+    program.unlink()
+    with pytest.raises(DriverFailed, match="busybox-static"):
+        builder.check({"os": "busybox", "release": "1.37.0"})
+
+
 @needs_busybox
 async def test_busybox_is_a_root_file_system_with_one_fingerprint(files: ImageFiles) -> None:
     stages: list[str] = []
     first = await BusyboxBuilder().build({"os": "busybox"}, files, lambda stage, _: stages.append(stage))
-    second = await BusyboxBuilder().build({"os": "busybox", "release": "any"}, files, ignore)
+    second = await BusyboxBuilder().build({"os": "busybox", "release": "latest"}, files, ignore)
     assert first.staged.fingerprint == second.staged.fingerprint
     assert stages and first.layout == "rootfs"
     assert first.properties["os"] == "busybox" and first.properties["release"][0].isdigit()

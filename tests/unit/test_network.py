@@ -172,8 +172,14 @@ def test_names_that_are_none_of_a_bridge(tmp_path: Path, bridge: str) -> None:
         Network(AgentConfig(state=tmp_path, node="n1", managed_bridge=bridge))
 
 
-async def test_a_bridge_of_the_host_is_left_alone(tmp_path: Path) -> None:
+async def test_a_bridge_of_the_host_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def shown(*_arguments: str) -> list[dict[str, object]]:
+        return [{"ifname": "lo", "linkinfo": {"info_kind": "bridge"}}]
+
     network = Network(AgentConfig(state=tmp_path, node="n1", bridge="lo"))
+    with pytest.raises(DriverFailed, match="'lo' is no bridge"):
+        await network.open()
+    monkeypatch.setattr("agent.network.bridge._ip_json", shown)
     await network.open()
     assert (network.bridge, network.subnet) == ("lo", None)
     assert await network.reserve("101", card(1), "web1") is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from common.states import NodeStatus
-from controller.placement import NodeState, Policy, Wanted, memory_of, place
+from controller.placement import NodeState, Policy, Wanted, memory_of, place, shortage
 
 GB = 10**9
 NODE = NodeState(
@@ -145,6 +145,16 @@ def test_overcommit_promises_more_of_memory_and_disk_apart() -> None:
     assert place([full], Wanted(memory=8 * GB + 1), Policy(overcommit_memory=2.0)).node is None
     assert place([full], Wanted(disk=100 * GB), Policy(overcommit_memory=2.0)).node is None
     assert place([full], Wanted(disk=100 * GB), Policy(overcommit_disk=2.0)).node == "n1"
+
+
+def test_what_a_container_holds_already_is_its_own() -> None:
+    full = replace(NODE, reserved_memory=9 * GB, reserved_disk=101 * GB)
+    held = {"held_memory": 2 * GB, "held_disk": 3 * GB}
+    for wanted in (Wanted(memory=2 * GB, disk=3 * GB), Wanted(memory=GB, disk=GB), Wanted(memory_share=25)):
+        assert shortage(full, wanted, Policy(), **held) is None
+        assert shortage(full, wanted, Policy()) is not None
+    assert "1GB of memory left" in (shortage(full, Wanted(memory=2 * GB + 1), Policy(), **held) or "")
+    assert "2GB of disk left" in (shortage(full, Wanted(disk=3 * GB + 1), Policy(), **held) or "")
 
 
 def test_what_is_preferred() -> None:

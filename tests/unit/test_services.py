@@ -98,7 +98,7 @@ async def test_the_transaction_decides_not_the_mirror(core: Core) -> None:
     await change(core, phase=Phase.READY, node="n2")
     live.record = stale
     with pytest.raises(Conflict, match="already"):
-        await core.changes.rename(CALLER, "d", RenameBody(node="n2", migration=True))
+        await core.moves.move(CALLER, "d", RenameBody(node="n2", migration=True))
     del core.fleet.containers["c"].snapshots["s0"]
     with pytest.raises(Conflict, match="s0 already"):
         await core.states.take_snapshot(CALLER, "c", SnapshotBody("s0"))

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from common.errors import InvalidRequest
 from common.messages import OLDEST_PROTOCOL, PROTOCOL, Hello
 from common.states import NodeStatus
+from controller.dispatch.duplicates import QUIET
 from controller.dispatch.sessions import MISSED_HEARTBEATS, LinkSettings, NodeSession, Refusal, Session, Watch
 from tests.helpers.fake_agent import hello
 
@@ -125,24 +126,101 @@ def test_a_restarted_agent_of_the_same_host_takes_over_at_once() -> None:
     admitted(of, TWO, hello(instance="restarted"), 0.1)
 
 
-def test_another_host_with_the_key_waits_until_the_first_missed_its_heartbeats() -> None:
-    of = node()
-    online(of)
-    twin = hello(instance="twin", machine_id="other")
-    assert refused(of, TWO, twin, SUSPECT_AFTER) == "duplicate"
-    assert of.heard(ONE, SUSPECT_AFTER) is not None
-    assert refused(of, TWO, twin, 2 * SUSPECT_AFTER) == "duplicate"
-    admitted(of, TWO, twin, 2 * SUSPECT_AFTER + 0.1)
+TWIN = {"instance": "twin", "machine_id": "other", "boot_id": "other boot"}
 
 
-def test_two_live_agents_of_one_host_do_not_take_turns() -> None:
+def test_another_host_with_the_key_is_let_in_once_the_first_missed_its_heartbeats() -> None:
     of = node()
     online(of)
-    admitted(of, TWO, hello(instance="second"), 1)
+    admitted(of, TWO, hello(**TWIN), SUSPECT_AFTER + 0.1)
+
+
+def quarantined(now: float = SUSPECT_AFTER) -> NodeSession:
+    of = node()
+    online(of)
+    assert refused(of, TWO, hello(**TWIN), now) == "duplicate"
+    return of
+
+
+def test_two_hosts_with_one_key_are_both_kept_out_at_once() -> None:
+    of = quarantined()
+    assert of.judge(SUSPECT_AFTER) and of.status is NodeStatus.OFFLINE
+    assert "two agents" in of.reason and "host machine" in of.reason and "host other" in of.reason
+    assert of.heard(ONE, SUSPECT_AFTER) is None and of.heard(TWO, SUSPECT_AFTER) is None
+    assert refused(of, ONE, hello(connection=2), SUSPECT_AFTER + 1) == "duplicate"
+
+
+def test_a_node_that_was_not_online_yet_is_told_of_its_two_agents_too() -> None:
+    of = node()
+    admitted(of, ONE, hello(), 0)
+    assert refused(of, TWO, hello(**TWIN), 1) == "duplicate"
+    assert of.judge(1) and "two agents" in of.reason and not of.judge(1.5)
+
+
+def test_two_hosts_stay_out_as_long_as_both_ask() -> None:
+    of = quarantined(now=0)
+    for turn in range(1, 60):
+        assert refused(of, ONE, hello(connection=turn + 1), 10 * turn) == "duplicate"
+        assert refused(of, TWO, hello(connection=turn, **TWIN), 10 * turn + 9.9) == "duplicate"
+
+
+def test_the_one_that_remains_is_let_in_even_when_it_has_restarted() -> None:
+    of = quarantined(now=0)
+    assert of.judge(0)
+    assert refused(of, ONE, hello(connection=2), QUIET - 0.1) == "duplicate"
+    session = admitted(of, ONE, hello(connection=1, instance="restarted"), QUIET)
+    assert of.inventory_done(session, QUIET) and of.judge(QUIET) and (of.status, of.reason) == (NodeStatus.ONLINE, "")
+
+
+def test_hosts_without_a_machine_id_are_told_apart_by_their_boot() -> None:
+    of = node()
+    online(of, message=hello(machine_id=""))
+    admitted(of, TWO, hello(machine_id="", instance="restarted"), 0.1)
+    assert refused(of, ONE, hello(machine_id="", instance="twin", boot_id="other"), 0.2) == "duplicate"
+
+
+def test_a_resumed_copy_of_a_machine_is_noticed_by_its_connections_number() -> None:
+    of = node()
+    online(of)
+    # The copy woke up, found its connection dead and opened the next one; the original does the same now.
+    admitted(of, TWO, hello(connection=2), 1)
     assert refused(of, ONE, hello(connection=2), 2) == "duplicate"
+    assert of.judge(2) and "copies of host machine" in of.reason
+    number = {ONE: 2, TWO: 2}
+    for turn in range(1, 20):
+        for connection in (ONE, TWO):
+            number[connection] += 1
+            assert refused(of, connection, hello(connection=number[connection]), 2 + 9 * turn) == "duplicate"
+    assert refused(of, ONE, hello(connection=30), 2 + 9 * 19 + QUIET - 0.1) == "duplicate"
+    admitted(of, ONE, hello(connection=31), 2 + 9 * 19 + QUIET)
+
+
+def test_two_live_agents_of_one_host_do_not_take_turns_and_the_fenced_one_is_shown() -> None:
+    of = node()
+    online(of)
+    newer = admitted(of, TWO, hello(instance="second"), 1)
+    assert of.inventory_done(newer, 1) and not of.judge(1)
+    assert refused(of, ONE, hello(connection=2), 2) == "duplicate"
+    assert of.judge(2) and of.status is NodeStatus.ONLINE and "second agent" in of.reason
     of.heard(TWO, 3)
     assert refused(of, ONE, hello(connection=3), 4) == "duplicate"
     admitted(of, ONE, hello(connection=4), 3 + SUSPECT_AFTER + 0.1)
+
+
+def test_a_fenced_agent_that_has_ended_is_shown_no_longer() -> None:
+    of = node()
+    online(of)
+    of.inventory_done(admitted(of, TWO, hello(instance="second"), 1), 1)
+    assert refused(of, ONE, hello(connection=2), 2) == "duplicate"
+    assert of.judge(2)
+    of.heard(TWO, 2 + QUIET)
+    assert of.judge(2 + QUIET) and (of.status, of.reason) == (NodeStatus.ONLINE, "")
+
+
+def test_a_node_that_joins_anew_is_not_kept_out() -> None:
+    of = quarantined()
+    of.shut_out("it has joined with a new key")
+    admitted(of, TWO, hello(**TWIN), SUSPECT_AFTER + 1)
 
 
 def test_the_agents_clock_is_learnt_from_the_newest_heartbeat() -> None:
@@ -189,6 +267,11 @@ class Network(RuleBasedStateMachine):
         """When a message of the ready session last came, by a clock that stops while nobody looks."""
         self.excused = 0.0
         self.takeovers: list[tuple[str, str]] = []
+        self.asked: dict[str, float] = {}
+        """When each host last said HELLO since two of them were found."""
+        self.last_old = float("-inf")
+        """When a HELLO came that was not newer than all before from its agent: of a copy of it, for all one knows."""
+        self.newest: dict[str, int] = {}
 
     def connection(self, agent: int) -> bytes:
         return bytes([0, agent, self.instances[agent] % 256, *divmod(self.connections[agent], 256)])
@@ -234,11 +317,20 @@ class Network(RuleBasedStateMachine):
 
     def arrives_hello(self, connection: bytes, message: Hello) -> None:
         before = self.node.session
+        try:
+            self.hello_arrives(before, connection, message)
+        finally:
+            self.newest[message.instance] = max(message.connection, self.newest.get(message.instance, 0))
+
+    def hello_arrives(self, before: Session | None, connection: bytes, message: Hello) -> None:
         alive = before is not None and self.now - before.heard <= SUSPECT_AFTER
         outcome = self.node.hello(connection, message, self.now)
+        other = next((at for host, at in self.asked.items() if host != message.machine_id), None)
         if isinstance(outcome, Refusal):
-            assert before is not None and self.node.session is before
+            self.refused(before, message, other)
             return
+        assert other is None or self.now - other >= QUIET, "let in while the other host asks"
+        self.asked = {}
         assert self.node.session is outcome and outcome.connection == connection
         if before is None or outcome is before:
             return
@@ -250,6 +342,20 @@ class Network(RuleBasedStateMachine):
             self.takeovers.append(pair)
         elif before.hello.instance == message.instance:
             assert message.connection >= before.hello.connection
+
+    def refused(self, before: Session | None, message: Hello, other: float | None) -> None:
+        if before is None:
+            if message.connection <= self.newest.get(message.instance, 0):
+                self.last_old = self.now
+            assert self.now - max(self.last_old, other or 0.0) < QUIET, "kept out alone"
+        elif self.node.session is None:
+            assert before.hello.machine_id != message.machine_id, "one host is two"
+            self.asked = {before.hello.machine_id: before.heard}
+            self.last_good = None
+        if self.node.session is None:
+            self.asked[message.machine_id] = self.now
+        else:
+            assert self.node.session is before
 
     @rule()
     def inventory_is_processed(self) -> None:
@@ -268,7 +374,7 @@ class Network(RuleBasedStateMachine):
         before = self.node.status
         self.now += seconds
         self.look()
-        if before is NodeStatus.ONLINE:
+        if before is NodeStatus.ONLINE and not self.asked:
             assert self.node.status is not NodeStatus.OFFLINE
 
     def look(self) -> None:
@@ -294,7 +400,11 @@ class Network(RuleBasedStateMachine):
 
     @invariant()
     def a_reason_is_given_when_not_online(self) -> None:
-        assert bool(self.node.reason) == (self.node.status is not NodeStatus.ONLINE)
+        assert self.node.reason or self.node.status is NodeStatus.ONLINE
+
+    @invariant()
+    def two_hosts_have_no_session(self) -> None:
+        assert not (self.asked and self.node.session)
 
 
 Network.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None, database=None)

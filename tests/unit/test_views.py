@@ -11,7 +11,8 @@ from common.messages import Inventory, Samples
 from common.reports import Address, ContainerReport, ContainerSample, Interface, NodeFacts, NodeSample
 from common.states import NodeStatus, Status
 from controller.api.views import container_view, node_view, rendered, state_view
-from controller.fleet import Fleet, LiveContainer
+from controller.fleet import Fleet
+from controller.live import LiveContainer
 from controller.records import Container, Node, Phase
 
 GB = 10**9

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
-from agent.drivers.lxc import archive, commands, rootfs, stream
+from agent.drivers.lxc import archive, commands, limits, rootfs, stream
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.images import Images, volume_of
 from agent.drivers.lxc.records import Record
@@ -78,9 +78,11 @@ class Containers:
         self._check(spec)
         if self._present(spec):
             return
-        record = self._host.records.get(source)
+        record, settings = self._host.records.get(source), parse_config(spec.config)
         origin = volume(source) if snapshot is None else self._snapshots.volume(source, snapshot)
-        staging = await self._clone_for(origin, record.settings.privileged, parse_config(spec.config).privileged)
+        if settings.disk != record.settings.disk:
+            limits.check_disk(self._host.storage, origin, settings.disk)
+        staging = await self._clone_for(origin, record.settings.privileged, settings.privileged)
         (staging / SNAPSHOT_NOTE).unlink(missing_ok=True)
         await _whole(self._admit(Record(spec, record.halt_signal), staging))
 

@@ -18,6 +18,7 @@ from agent.drivers.lxc.images import Images
 from agent.drivers.lxc.lifecycle import Lifecycle
 from agent.drivers.lxc.records import Record
 from agent.drivers.lxc.snapshots import Snapshots
+from agent.drivers.lxc.strangers import Strangers
 from agent.drivers.lxc.update import Updater
 from agent.metrics.containers import ContainerSampler
 from agent.metrics.host import NodeLoad, node_facts, sample_node
@@ -28,15 +29,14 @@ from common.errors import Conflict, DriverFailed
 from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 from common.states import Status
 
-_STATES = {"RUNNING": Status.RUNNING, "STOPPED": Status.STOPPED, "FROZEN": Status.FROZEN}
-
 
 class _Parts:
     """What an open driver is made of."""
 
-    def __init__(self, host: Host, clock: Clock, lifecycle: Lifecycle) -> None:
+    def __init__(self, host: Host, clock: Clock, lifecycle: Lifecycle, listener: StateListener) -> None:
         self.host = host
         self.lifecycle = lifecycle
+        self.strangers = Strangers(host.records, lifecycle.is_commanded, listener)
         self.images = Images(host)
         self.snapshots = Snapshots(host, clock)
         self.containers = Containers(host, self.images, self.snapshots)
@@ -78,9 +78,10 @@ class LxcDriver(Driver):
         host = Host(config, await open_storage(config), network, cgroups)
         await host.open()
         await network.open()
-        parts = _Parts(host, self._clock, Lifecycle(host, self._heard))
+        parts = _Parts(host, self._clock, Lifecycle(host, self._heard), listener)
         await parts.containers.sweep()
         await parts.lifecycle.open()
+        parts.strangers.open()
         self._opened = parts
 
     def _heard(self, container: str, gone: bool) -> None:
@@ -90,6 +91,7 @@ class LxcDriver(Driver):
     async def close(self) -> None:
         if self._opened is None:
             return
+        await self._opened.strangers.close()
         await self._opened.lifecycle.close()
         await self._opened.host.network.close()
         self._opened.sampler.close()
@@ -119,10 +121,7 @@ class LxcDriver(Driver):
     async def containers(self) -> list[ContainerReport]:
         records = self._parts.host.records
         reports = [self._report(record) for _, record in sorted(records.all().items())]
-        for name in sorted(records.on_disk() - records.all().keys()):
-            state = await commands.state(records.directory, name)
-            reports.append(ContainerReport(name, 0, _STATES.get(state, Status.ERROR)))
-        return reports
+        return reports + await self._parts.strangers.all()
 
     async def inspect(self, container: str) -> ContainerReport:
         return self._report(self._parts.host.records.get(container))

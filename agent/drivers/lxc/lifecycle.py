@@ -71,6 +71,10 @@ class Lifecycle:
             if not self._commanded[container]:
                 del self._commanded[container]
 
+    def is_commanded(self, container: str) -> bool:
+        """Whether a command works on a container of this id."""
+        return container in self._commanded
+
     def pid(self, container: str) -> int | None:
         """A running container's init, None when it does not run."""
         watched = self._watch.get(container)
@@ -113,12 +117,23 @@ class Lifecycle:
         await self._sweep(spec.id)
         if host.storage.disk_limits:
             await host.storage.set_limit(f"containers/{spec.id}", settings.disk)
+        await self._repair_network()
         await host.network.reserve(spec.id, spec.hwaddr, spec.hostname)
         rootfs.set_hostname(root, spec.hostname, host.owner(settings.privileged))
         cpus = host.cpus.choose(settings.cpus, self.pinned(but=spec.id))
         halt_signal = record.halt_signal or rootfs.halt_signal(root)
         record = Record(spec, halt_signal, cpus)
         await host.records.save(record, host.lines(record))
+
+    async def _repair_network(self) -> None:
+        """Where the bridge was removed by hand, make it again and put the cables of those that run into it."""
+        if not await self._host.network.repair():
+            return
+        for container in self._watch.all():
+            try:
+                await self._host.network.connect(self._host.veth(container))
+            except VzfleetError as error:
+                log.warning("a container has no network", extra={"container": container, "reason": error.text})
 
     def pinned(self, but: str) -> list[tuple[int, ...]]:
         """The CPUs that the running containers are pinned to, one left out."""

@@ -9,7 +9,8 @@ from functools import partial
 import psutil
 
 from agent.cgroups import Cgroups, ContainerCgroup
-from common.errors import InvalidRequest, VzfleetError
+from agent.storage import Storage
+from common.errors import Conflict, InvalidRequest, VzfleetError
 from common.options import Settings
 
 
@@ -35,6 +36,14 @@ class CpuChooser:
         containers = Counter(cpu for cpus in pinned for cpu in cpus)
         best = sorted(available, key=lambda cpu: (containers[cpu], busy.get(cpu, 0.0), cpu))
         return tuple(sorted(best[:count]))
+
+
+def check_disk(storage: Storage, files: str, limit: int | None) -> None:
+    """Raise Conflict when a volume takes more than `limit` bytes already."""
+    used, _ = storage.usage(files)
+    if limit is not None and used is not None and used > limit:
+        reason = f"{files} takes {used} bytes already"
+        raise Conflict(reason, field="config.limits.disk", allowed=f"at least {used} bytes")
 
 
 def apply(

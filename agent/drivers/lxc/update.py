@@ -9,7 +9,7 @@ from agent.drivers.lxc.containers import Containers, volume
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.lifecycle import Lifecycle
 from agent.drivers.lxc.records import Record
-from common.errors import Conflict, Unsupported
+from common.errors import Unsupported
 from common.options import Settings
 from common.process import run
 from common.reports import ContainerSpec
@@ -61,10 +61,7 @@ class Updater:
         if not storage.disk_limits:
             reason = f"storage {storage.name!r} cannot hold a disk limit; btrfs can"
             raise Unsupported(reason, field="config.limits.disk")
-        used, _ = storage.usage(volume(container))
-        if settings.disk is not None and used is not None and used > settings.disk:
-            reason = f"the files of container {container} take {used} bytes already"
-            raise Conflict(reason, field="config.limits.disk", allowed=f"at least {used} bytes")
+        limits.check_disk(storage, volume(container), settings.disk)
         await storage.set_limit(volume(container), settings.disk)
 
     async def _rename(self, old: ContainerSpec, new: ContainerSpec, privileged: bool) -> None:

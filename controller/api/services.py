@@ -1,0 +1,52 @@
+"""All that handlers may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.fleet import Fleet
+from controller.relay import Relay
+from controller.services.changes import Changes
+from controller.services.containers import Containers
+from controller.services.enrolment import Enrolment
+from controller.services.identities import Identities
+from controller.services.image_operations import ImageOperations
+from controller.services.images import Images
+from controller.services.moves import Moves
+from controller.services.nodes import Nodes
+from controller.services.operations import Operations
+from controller.services.reconciliation import Reconciliation
+from controller.services.states import States
+from controller.services.witnesses import Witnesses
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What the server object shows. `instance` differs with each start; `ca` is the CA certificate in PEM."""
+
+    name: str
+    version: str
+    instance: str
+    ca: str
+    max_upload: int
+
+
+@dataclass(frozen=True)
+class Services:
+    """What handlers may ask."""
+
+    fleet: Fleet
+    containers: Containers
+    changes: Changes
+    moves: Moves
+    states: States
+    images: Images
+    image_operations: ImageOperations
+    nodes: Nodes
+    enrolment: Enrolment
+    operations: Operations
+    reconciliation: Reconciliation
+    witnesses: Witnesses
+    identities: Identities
+    relay: Relay
+    server: ServerFacts

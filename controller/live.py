@@ -1,0 +1,127 @@
+"""What the controller knows now of one container and of one node: its row, what was reported of it, and its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.reports import ContainerReport, ContainerSample, NodeSample
+from common.states import CONTAINER_STATES, NodeStatus, Status
+from controller.records import Container, Node, Phase, Snapshot
+
+MAX_UNCLAIMED = 10_000
+"""Containers of nobody that are kept for a node: what agents send must not fill the memory."""
+CLOCK_STEP = 60.0
+"""Seconds; figures that are older than the present ones by more come from a clock that was set back."""
+
+
+@dataclass
+class Unclaimed:
+    """A container on a node of which no row says that it belongs there: made by hand, or about to be claimed."""
+
+    report: ContainerReport
+    sample: ContainerSample | None = None
+    sampled_at: float | None = None
+
+
+@dataclass
+class LiveContainer:
+    """A container's row, what its node last reported of it, and its last figures with their time."""
+
+    record: Container
+    report: ContainerReport | None = None
+    sample: ContainerSample | None = None
+    sampled_at: float | None = None
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    rendered: dict[str, bytes] = field(default_factory=dict)
+    """Answers of the API as bytes, by kind; dropped at every change."""
+
+    @property
+    def figures(self) -> ContainerSample:
+        """Its last figures as far as they still hold: one that has stopped has no address, processes or memory."""
+        sample = self.sample or ContainerSample(self.record.id)
+        if self.report is None or self.report.status != Status.STOPPED:
+            return sample
+        return ContainerSample(sample.id, disk_limit=sample.disk_limit, disk_usage=sample.disk_usage)
+
+    def take_record(self, record: Container) -> None:
+        """Take over its row. Another incarnation has reported nothing yet."""
+        if self.record.generation != record.generation:
+            self.report, self.sample, self.sampled_at = None, None, None
+        self.record = record
+
+    def take_sample(self, sample: ContainerSample, at: float) -> bool:
+        """Take over figures, and say whether they are new.
+
+        A batch that was taken before the latest figure (an operation's own) does not replace it.
+        """
+        if self.sampled_at is not None and 0 < self.sampled_at - at < CLOCK_STEP:
+            return False
+        self.sample, self.sampled_at = sample, at
+        return True
+
+
+@dataclass
+class LiveNode:
+    """A node's row, its status with the reason, and its load.
+
+    `images` are those it holds, each with whether it is ready for containers with an id map; None: no inventory yet.
+    """
+
+    record: Node
+    status: NodeStatus = NodeStatus.OFFLINE
+    reason: str = "not connected since the controller started"
+    since: str = ""
+    last_seen: str | None = None
+    sample: NodeSample | None = None
+    sampled_at: float | None = None
+    images: dict[str, bool] | None = None
+    unclaimed: dict[str, Unclaimed] = field(default_factory=dict)
+    containers: set[str] = field(default_factory=set)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it can be spoken with."""
+        return self.status in (NodeStatus.ONLINE, NodeStatus.SUSPECT)
+
+    def take_status(self, status: NodeStatus, reason: str, now: str) -> None:
+        """It became reachable or not, at `now`."""
+        if self.status is not status:
+            self.since = now
+        self.status, self.reason = status, reason
+        if status is NodeStatus.ONLINE:
+            self.last_seen = now
+
+    def keep(self, unclaimed: Unclaimed) -> None:
+        """Note a container that no row claims."""
+        if len(self.unclaimed) < MAX_UNCLAIMED:
+            self.unclaimed[unclaimed.report.id] = unclaimed
+
+
+@dataclass(frozen=True)
+class ShownStatus:
+    """What the API says of a container: its status, why when it is Error, and the last one known."""
+
+    status: Status
+    reason: str | None = None
+    last: Status | None = None
+
+
+def shown_status(live: LiveContainer, node: LiveNode | None) -> ShownStatus:
+    """The status of a container that belongs to `node` by its row."""
+    record = live.record
+    last = _known(live.report.status) if live.report is not None else None
+    if record.phase is Phase.CREATING:
+        return ShownStatus(Status.PENDING)
+    if record.phase is Phase.FAILED:
+        return ShownStatus(Status.ERROR, record.error, last)
+    if node is None or not node.reachable:
+        reason = f"node {record.node} is out of reach: {node.reason if node else 'unknown'}"
+        return ShownStatus(Status.ERROR, reason, last)
+    if live.report is None or last is None:
+        return ShownStatus(Status.ERROR, f"node {record.node} does not have this container")
+    return ShownStatus(last, live.report.reason if last is Status.ERROR else None)
+
+
+def _known(status: int) -> Status:
+    """The status of an agent's report; a code that no container can have is an error of that node alone."""
+    return Status(status) if status in CONTAINER_STATES else Status.ERROR

@@ -1,0 +1,170 @@
+"""What clients ask: a list of requests, each with its weight. A new kind of operation is one more line here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from common.errors import NotFound
+from controller.api.services import Services
+from controller.records import Operation
+from controller.services.caller import Caller
+from controller.services.requests import (
+    CopySource,
+    CreateBody,
+    ImageSource,
+    NoSource,
+    RenameBody,
+    SnapshotBody,
+    StateBody,
+    UpdateBody,
+)
+
+CALLER = Caller("client", "admin", "tls", "127.0.0.1", "request")
+FINGERPRINT = "f" * 64
+IDS = [str(number) for number in range(101, 115)]
+CONFIGS: list[dict[str, str]] = [
+    {},
+    {"limits.memory": "100MB"},
+    {"limits.memory": "200MB", "boot.autostart": "true"},
+    {"limits.memory": "10%", "limits.disk": "1GB"},
+]
+
+
+@dataclass
+class Asking:
+    """One request: the controller that is asked, the dice, and the operations that were accepted so far."""
+
+    services: Services
+    chance: random.Random
+    accepted: list[str]
+
+    @property
+    def container(self) -> str:
+        """One of those that exist; NotFound when there is none."""
+        known = sorted(self.services.fleet.containers)
+        if not known:
+            raise NotFound("there are no containers")
+        return self.chance.choice(known)
+
+    @property
+    def snapshot(self) -> tuple[str, str]:
+        """A container with one of its snapshots; NotFound when there is none."""
+        containers = self.services.fleet.containers
+        known = sorted((id, name) for id, live in containers.items() for name in live.snapshots)
+        if not known:
+            raise NotFound("there are no snapshots")
+        return self.chance.choice(known)
+
+    @property
+    def node(self) -> str:
+        """One of the nodes."""
+        return self.chance.choice(sorted(self.services.fleet.nodes))
+
+    def maybe(self, value: Any) -> Any:
+        """The value in half of the cases, else None."""
+        return value if self.chance.random() < 0.5 else None
+
+
+Ask = Callable[[Asking], Awaitable[Operation | None]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A kind of request and how often it is made, compared with the others."""
+
+    name: str
+    weight: float
+    ask: Ask
+
+
+def _create(asking: Asking) -> Awaitable[Operation]:
+    source = asking.chance.choice((NoSource(), ImageSource(fingerprint=FINGERPRINT)))
+    body = CreateBody(
+        source, config=asking.chance.choice(CONFIGS), node=asking.maybe(asking.node), start=asking.chance.random() < 0.7
+    )
+    return asking.services.containers.create(CALLER, asking.chance.choice(IDS), body)
+
+
+def _state(action: Literal["start", "stop", "restart", "freeze", "unfreeze"]) -> Ask:
+    def ask(asking: Asking) -> Awaitable[Operation]:
+        body = StateBody(action, timeout=3, force=asking.chance.random() < 0.5)
+        return asking.services.states.change(CALLER, asking.container, body)
+
+    return ask
+
+
+def _delete(asking: Asking) -> Awaitable[Operation]:
+    return asking.services.changes.delete(CALLER, asking.container, force=asking.chance.random() < 0.7)
+
+
+def _update(asking: Asking) -> Awaitable[Operation]:
+    return asking.services.changes.update(CALLER, asking.container, UpdateBody(asking.chance.choice(CONFIGS)), None)
+
+
+def _rename(asking: Asking) -> Awaitable[Operation]:
+    hostname = f"host-{asking.chance.randrange(100)}"
+    body = RenameBody(hostname=hostname, name=asking.maybe(asking.chance.choice(IDS)))
+    return asking.services.changes.rename(CALLER, asking.container, body)
+
+
+def _copy(asking: Asking) -> Awaitable[Operation]:
+    body = CreateBody(CopySource(asking.container), node=asking.maybe(asking.node), start=asking.chance.random() < 0.5)
+    return asking.services.containers.create(CALLER, asking.chance.choice(IDS), body)
+
+
+def _copy_snapshot(asking: Asking) -> Awaitable[Operation]:
+    body = CreateBody(CopySource("/".join(asking.snapshot)), node=asking.maybe(asking.node))
+    return asking.services.containers.create(CALLER, asking.chance.choice(IDS), body)
+
+
+def _move(asking: Asking) -> Awaitable[Operation]:
+    name = asking.chance.choice(IDS) if asking.chance.random() < 0.2 else None
+    return asking.services.moves.move(
+        CALLER, asking.container, RenameBody(name=name, node=asking.node, migration=True)
+    )
+
+
+def _take_snapshot(asking: Asking) -> Awaitable[Operation]:
+    return asking.services.states.take_snapshot(CALLER, asking.container, SnapshotBody())
+
+
+def _delete_snapshot(asking: Asking) -> Awaitable[Operation]:
+    return asking.services.states.delete_snapshot(CALLER, *asking.snapshot)
+
+
+def _restore_snapshot(asking: Asking) -> Awaitable[Operation]:
+    return asking.services.states.restore(CALLER, *asking.snapshot)
+
+
+async def _cancel(asking: Asking) -> None:
+    if not asking.accepted:
+        raise NotFound("nothing was accepted yet")
+    await asking.services.operations.cancel(asking.chance.choice(asking.accepted[-3:]))
+
+
+REQUESTS: list[Request] = [
+    Request("create", 10, _create),
+    Request("start", 4, _state("start")),
+    Request("stop", 4, _state("stop")),
+    Request("restart", 2, _state("restart")),
+    Request("freeze", 1, _state("freeze")),
+    Request("unfreeze", 1, _state("unfreeze")),
+    Request("delete", 3, _delete),
+    Request("update", 3, _update),
+    Request("rename", 2, _rename),
+    Request("copy", 3, _copy),
+    Request("copy snapshot", 1, _copy_snapshot),
+    Request("move", 6, _move),
+    Request("take snapshot", 3, _take_snapshot),
+    Request("delete snapshot", 1, _delete_snapshot),
+    Request("restore snapshot", 2, _restore_snapshot),
+    Request("cancel", 3, _cancel),
+]
+
+
+def choose(chance: random.Random) -> Request:
+    """One of the requests, by weight."""
+    return chance.choices(REQUESTS, [request.weight for request in REQUESTS])[0]

@@ -1,0 +1,138 @@
+"""F1: `kill -9` of the controller at every step boundary, before and after its commit, on the way forth and back.
+
+The list of places comes from the catalogue of kinds; that each is a place of the engine is proven by the controller's
+end there. By default a few of them, chosen by a seed that is printed; with `--long` all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from controller.operations.catalogue import KINDS
+from tests.failure import scenarios
+from tests.failure.fleet import Answer, ProcessFleet, process_fleet
+from tests.failure.invariants import as_it_is, check_effects, settled
+from tests.failure.report import Report
+from tests.failure.scenarios import SCENARIOS, Effects, Point
+
+pytestmark = pytest.mark.failure("F1")
+SHORT = 14
+NOT_BY_A_REQUEST_FOR_A_CONTAINER = {"image.import", "image.delete"}
+
+
+@pytest.fixture
+def fleet() -> Iterator[ProcessFleet]:
+    """Two nodes, which know the scenarios' image already."""
+    with process_fleet(2) as made:
+        yield made
+
+
+def test_every_kind_has_its_scenario() -> None:
+    """A kind that is new has no untested boundary."""
+    assert SCENARIOS.keys() == KINDS.keys() - NOT_BY_A_REQUEST_FOR_A_CONTAINER
+    names = [point.name for point in scenarios.all_points()]
+    assert len(names) == len(set(names))
+    for kind in SCENARIOS:
+        back = [undoable for undoable in KINDS[kind].shape.undoable if undoable]
+        expected = len(scenarios.BOUNDARIES) * (len(KINDS[kind].steps) + len(back))
+        assert sum(name.startswith(f"{kind}/") for name in names) == expected
+
+
+def chosen(long_run: bool) -> list[Point]:
+    """All places, or some of them: at least one on the way back."""
+    every = scenarios.all_points()
+    if long_run:
+        return every
+    seed = int(os.environ.get("VZFLEET_SEED") or random.randrange(2**32))
+    print(f"seed {seed}")
+    picked = set(random.Random(seed).sample(range(len(every)), SHORT))
+    return [point for index, point in enumerate(every) if index in picked]
+
+
+class Run:
+    """The places one after the other on one fleet: the start that heals it is armed with the next place."""
+
+    def __init__(self, fleet: ProcessFleet, report: Report) -> None:
+        self.fleet = fleet
+        self.report = report
+        self.learned = {kind: scenarios.learn(fleet, kind) for kind in SCENARIOS}
+        self.accepted: list[str] = []
+        self.done_with: list[str] = []
+        self.expected: dict[str, Effects] = {}
+        report.figures |= {"resumed": 0, "undone": 0}
+
+    def at(self, point: Point, following: Point | None) -> None:
+        """Kill the controller there, start it again, and check everything."""
+        fleet, scenario = self.fleet, SCENARIOS[point.kind]
+        container = scenarios.new_name()
+        scenario.prepare(fleet, container)
+        before = as_it_is(fleet, container)
+        if point.act == "undo":
+            node, fault = scenarios.fault_for(KINDS[point.kind], point.step, self.learned[point.kind])
+            fleet.script(node, faults=[fault])
+        answer = scenario.ask(fleet, container)
+        assert fleet.controller is not None
+        assert fleet.controller.wait(20) == -9, f"{point.name} is no place of the engine"
+        self.report.faults += 1
+        # What is resumed must not meet a place of its own kind again.
+        later = following is not None and following.kind == point.kind
+        fleet.start_controller(following.name if following and not later else "")
+        fleet.wait_online()
+        identity = answer.operation or self._unanswered(answer, container)
+        self._check(point, identity, container, before)
+        for node in fleet.nodes:
+            fleet.script(node)
+        self.done_with.append(container)
+        if following is None or following.kind != "container.delete":
+            for done in self.done_with:
+                scenarios.clean_up(fleet, done)
+            self.done_with.clear()
+        if following is not None and later:
+            fleet.restart_controller(following.name)
+            fleet.wait_online()
+
+    def _unanswered(self, answer: Answer, container: str) -> str:
+        """The operation whose 202 the kill cut off: it was written, or its steps would not have begun."""
+        assert answer.code == 0, answer
+        target = (
+            f"{container}-copy" if self.fleet.request("GET", f"/1.0/vz/{container}-copy").code == 200 else container
+        )
+        groups = self.fleet.call("GET", f"/1.0/operations?recursion=1&container={target}").metadata
+        return max(str(each["id"]) for group in groups.values() for each in group)
+
+    def _check(self, point: Point, identity: str, container: str, before: object) -> None:
+        self.accepted.append(identity)
+        back = point.act == "undo"
+        if not back:
+            self.expected[identity] = self.learned[point.kind].expected
+        for found in settled(self.fleet, [identity], self.expected):
+            self.report.violation(f"{point.name}: {found}")
+        operation = self.fleet.operation(identity)
+        wanted = "Failure" if back else "Success"
+        self.report.figures["undone" if back else "resumed"] += 1
+        self.report.check(operation["status"] == wanted, f"{point.name}: {wanted} expected, not {operation}")
+        if back:
+            after = as_it_is(self.fleet, container)
+            self.report.check(after == before, f"{point.name}: it was undone, but {before} became {after}")
+
+
+def test_killed_at_step_boundaries(fleet: ProcessFleet, report: Report, long_run: bool) -> None:
+    run = Run(fleet, report)
+    places = chosen(long_run)
+    fleet.restart_controller(places[0].name)
+    fleet.wait_online()
+    for point, following in zip(places, [*places[1:], None], strict=True):
+        run.at(point, following)
+    for found in settled(fleet, run.accepted, run.expected):
+        report.violation(found)
+
+
+def test_a_boundary_without_a_journal_is_caught() -> None:
+    """Had the agent no journal, a resumed start would be done anew under the same command."""
+    done = ("node1", "container.start", "c", "op/start/do")
+    assert check_effects([done], {"op": {"status": "Success"}}, {"op": [("start/do", "container.start")]}) == []
+    assert check_effects([done, done], {"op": {"status": "Success"}})
