@@ -19,6 +19,7 @@ from agent.app import Agent, only_one
 from agent.config import AgentConfig, load
 from agent.context import CommandFilter
 from agent.enrolment import join
+from agent.host_shutdown import stop_containers
 from agent.teardown import down, purge
 from common import VERSION, failpoints, logs
 from common.clock import SystemClock
@@ -131,7 +132,7 @@ async def _run(options: argparse.Namespace) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        agent = Agent(config, failpoints=failpoints.from_environment())
+        agent = Agent(config, failpoints=failpoints.from_environment(), at_end=stop_containers)
         pid_file: Path | None = options.pid_file
         if pid_file is not None:
             pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,12 +48,17 @@ class Agent:
         driver: Driver | None = None,
         identity: Identity | None = None,
         failpoints: FailPoints = never,
+        at_end: Callable[[Driver], Awaitable[None]] | None = None,
     ) -> None:
-        """Raises OSError, ValueError or Forbidden when the files of the enrolment are missing or wrong."""
+        """`at_end` is done last, before the driver is closed.
+
+        Raises OSError, ValueError or Forbidden when the files of the enrolment are missing or wrong.
+        """
         clock = clock or SystemClock()
         identity = identity or read_identity()
         state = config.state
         self._config = config
+        self._at_end = at_end
         self._tasks = Tasks("agent")
         self._journal = Journal(state / "journal.db", clock)
         self._driver = driver or create_driver(config, clock)
@@ -113,6 +118,8 @@ class Agent:
             log.warning("a command does not let go: the agent stops without waiting for it")
         self._sampler.close()
         self._client.close()
+        if self._at_end is not None:
+            await self._at_end(self._driver)
         await self._driver.close()
         await self._journal.close()
         log.info("the agent has stopped")

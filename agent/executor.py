@@ -9,6 +9,8 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 
+import msgspec
+
 from agent.admission import Answer, Fences, Refuse, containers_of, decide, outdated
 from agent.checks import check_arguments
 from agent.context import current_command, current_request
@@ -18,10 +20,11 @@ from agent.locks import KeyedLocks
 from agent.progress import ProgressReporter
 from common.clock import Clock
 from common.commands import COMMANDS, StopContainer, TimeoutClass
-from common.errors import Cancelled, DeadlinePassed, Internal, NoSpace, VzfleetError
+from common.errors import Cancelled, DeadlinePassed, Internal, NoSpace, NotFound, VzfleetError
 from common.failpoints import FailPoints, never
-from common.messages import Accepted, AgentMessage, Command, Result
-from common.reports import WireError
+from common.messages import Accepted, AgentMessage, Command, Result, StateChanged
+from common.reports import ContainerReport, WireError
+from common.states import Status
 from common.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -72,7 +75,7 @@ class Executor:
             # The node stays in reach: each command is answered with the same reason.
             log.error("the epoch cannot be kept: the journal's disk is full")
         for result in await self._journal.unacknowledged():
-            self._send(result)
+            self._send(_of_before(result))
 
     def end_session(self) -> None:
         """No command is accepted until the next session begins."""
@@ -100,7 +103,7 @@ class Executor:
     async def _tell_again(self, command: str) -> None:
         record = await self._journal.find(command)
         if record is not None and record.result is not None:
-            self._send(record.result)
+            self._send(_of_before(record.result))
             return
         given_up = Result(command, error=_wire(Cancelled("the command was given up, it does not run")))
         if record is not None:
@@ -143,7 +146,7 @@ class Executor:
         record = await self._journal.find(command.id)
         decision = decide(command, record, self._fences(), self._clock.monotonic())
         if isinstance(decision, Answer):
-            self._send(decision.result)
+            self._send(_of_before(decision.result))
             return
         if isinstance(decision, Refuse):
             raise decision.error
@@ -163,8 +166,21 @@ class Executor:
         async with self._locks.hold(*containers_of(command)), self._slot(command):
             refusal = outdated(command, self._fences())
             result = Result(command.id, error=_wire(refusal)) if refusal else await self._carry_out(command)
+            if result.error is not None and refusal is None:
+                await self._tell_state(command)
             self._reach(command, "done")
             return result
+
+    async def _tell_state(self, command: Command) -> None:
+        """What is there after a command that failed: it may have had its effect all the same, or a part of it."""
+        for container in containers_of(command):
+            try:
+                self._send(StateChanged(await self._node.driver.inspect(container)))
+            except NotFound:
+                gone = ContainerReport(container, command.generation, Status.STOPPED)
+                self._send(StateChanged(gone, removed=True))
+            except (VzfleetError, OSError) as error:
+                log.warning("what a failed command left cannot be told", extra={"error": str(error)})
 
     def _reach(self, command: Command, boundary: str) -> None:
         self._failpoints(f"agent/{command.id.partition('/')[2]}/{boundary}")
@@ -232,6 +248,14 @@ def allowed_time(command: Command) -> float:
 
 def _name(command: Command) -> str:
     return COMMANDS[type(command.arguments)].name
+
+
+def _of_before(result: Result) -> Result:
+    """A result that is told again: how its command ended, without what was there then. The inventory is newer."""
+    if result.outcome is None:
+        return result
+    outcome = msgspec.structs.replace(result.outcome, container=None, sample=None)
+    return msgspec.structs.replace(result, outcome=outcome, sampled_at=None)
 
 
 def _wire(error: VzfleetError) -> WireError:

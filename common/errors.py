@@ -134,6 +134,12 @@ class Cancelled(VzfleetError):
     code = "cancelled"
 
 
+class Abandoned(VzfleetError):
+    """An operator gave up on the node that should have done it; whether it did is not known."""
+
+    code = "abandoned"
+
+
 class Stale(VzfleetError):
     """A command of an older epoch, session or generation, or an expired one: it is never run."""
 

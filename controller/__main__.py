@@ -1,4 +1,4 @@
-"""`python -m controller init | run | token | upgrade-db`."""
+"""`python -m controller init | run | token | upgrade-db | backup | restore`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import os
 import resource
 import signal
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from common import logs
 from common.clock import SystemClock
-from common.errors import VzfleetError
+from common.errors import Conflict, VzfleetError
 from common.instance import only_one
 from common.process import watch_by_descriptor
 from controller import settings as settings_module
@@ -22,9 +23,14 @@ from controller.app import App, prepare_state
 from controller.services.identities import new_token
 from controller.settings import ControllerSettings
 from controller.spool import Spool
-from controller.store import schema
+from controller.store import backup, schema
+from controller.store.health import RESTORE
 
 log = logging.getLogger(__name__)
+NOT_IN_A_BACKUP = (
+    "link.key and tls/ (the keys by which agents and clients know the controller), controller.json, images/. "
+    "Of tokens it holds the hashes, of no token the text"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "serve the API until SIGTERM"),
         ("token", _token, "make a bearer token and print it"),
         ("upgrade-db", _upgrade, "bring the database to this version's schema"),
+        ("backup", _backup, "copy the database to a new file, also while the controller runs"),
+        ("restore", _restore, "put a backup in the place of the database, while no controller runs"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
@@ -70,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "run":
             sub.add_argument("--pid-file", type=Path, help="write the process's pid there")
             sub.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+        if name in ("backup", "restore"):
+            sub.add_argument("file", type=Path, help="the file of the backup")
         if name == "token":
             sub.add_argument("--name", default="admin", help="what the token is called")
             sub.add_argument("--role", default="admin", choices=sorted(ROLES))
@@ -78,14 +88,48 @@ def _parser() -> argparse.ArgumentParser:
 
 def _init(settings: ControllerSettings, _options: argparse.Namespace) -> int:
     prepare_state(settings)
-    schema.upgrade(settings.url)
+    _bring_up_to_date(settings)
     settings_module.save(settings)
     return 0
 
 
 def _upgrade(settings: ControllerSettings, _options: argparse.Namespace) -> int:
-    schema.upgrade(settings.url)
+    _bring_up_to_date(settings)
     return 0
+
+
+def _bring_up_to_date(settings: ControllerSettings) -> None:
+    current, wanted = schema.revisions(settings.url)
+    if current == wanted:
+        return
+    mark = settings.state / "store.mark"
+    if current is None and mark.exists():
+        raise Conflict(
+            f"the database is empty or gone, and should not be: {RESTORE}, or remove {mark} to begin with an empty one"
+        )
+    with _alone(settings):
+        schema.upgrade(settings.url)
+
+
+def _backup(settings: ControllerSettings, options: argparse.Namespace) -> int:
+    schema.check(settings.url)
+    for line in backup.backup(settings.url, options.file):
+        print(line)
+    print(f"{options.file}: all of the database. Keep beside it, of {settings.state}: {NOT_IN_A_BACKUP}")
+    return 0
+
+
+def _restore(settings: ControllerSettings, options: argparse.Namespace) -> int:
+    with _alone(settings):
+        for line in backup.restore(settings.url, options.file):
+            print(line)
+    print("the controller accepts writes again when its nodes have told what they have: GET /1.0/reconciliation")
+    return 0
+
+
+def _alone(settings: ControllerSettings) -> AbstractContextManager[None]:
+    """The lock of the controller. Raises Conflict while one runs."""
+    return only_one(settings.state / "controller.lock", "a controller")
 
 
 def _token(settings: ControllerSettings, options: argparse.Namespace) -> int:
@@ -99,7 +143,7 @@ def _token(settings: ControllerSettings, options: argparse.Namespace) -> int:
 
 def _run(settings: ControllerSettings, options: argparse.Namespace) -> int:
     # Two of them on one database would both carry out its operations.
-    with only_one(settings.state / "controller.lock", "a controller"):
+    with _alone(settings):
         return _run_alone(settings, options)
 
 

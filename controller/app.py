@@ -43,6 +43,7 @@ from controller.services.images import Images
 from controller.services.moves import Moves
 from controller.services.nodes import Nodes
 from controller.services.operations import Operations
+from controller.services.promises import Promises
 from controller.services.reconciliation import Reconciliation
 from controller.services.states import States
 from controller.services.witnesses import Witnesses
@@ -147,7 +148,8 @@ class App:
         images = Images(self.store, self.fleet, self._files, builders, self._clock, ticket_key)
         resources = Resources(self.fleet, self.dispatcher, images, relay, self._clock)
         self.engine = Engine(self.store, KINDS, resources, self.dispatcher.acknowledge, from_environment())
-        operations = Operations(self.store, self.engine, self._clock)
+        self.promises = Promises(self.store, self._clock, self.settings.idempotency_lifetime)
+        operations = Operations(self.store, self.engine, self.promises, self._clock)
         containers = Containers(self.store, self.fleet, self.nodes, images, operations, self._clock)
         enrolment = Enrolment(
             self.store,
@@ -177,6 +179,7 @@ class App:
             nodes=self.nodes,
             enrolment=enrolment,
             operations=operations,
+            promises=self.promises,
             reconciliation=self.reconciliation,
             witnesses=self.witnesses,
             identities=self.identities,
@@ -238,10 +241,10 @@ class App:
     async def _prune(self) -> None:
         while True:
             try:
-                while await self._prune_batch():
+                while await self._prune_batch() + await self.promises.prune():
                     pass
             except VzfleetError as error:
-                log.error("old operations could not be pruned", extra={"reason": error.text})
+                log.error("old rows could not be pruned", extra={"reason": error.text})
             await asyncio.sleep(PRUNE_EVERY)
 
     async def _prune_batch(self) -> int:

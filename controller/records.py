@@ -169,6 +169,18 @@ class JoinToken(Record, frozen=True):
     used_by: str | None = None
 
 
+class FirstAnswer(Record, frozen=True):
+    """What a caller was answered under an Idempotency-Key; `digest` is a sha256 of all that was asked."""
+
+    caller: str
+    key: str
+    digest: str
+    created_at: str
+    status: int
+    location: str | None
+    body: str
+
+
 class EventType(StrEnum):
     """Kinds of events, named as LXD names them (/1.0/events)."""
 
@@ -195,8 +207,9 @@ class Event(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Change:
-    """What a committed transaction did to one record; `record` is None when it is gone."""
+    """What a committed transaction did to one record; `record` is None when it is gone, `new` when it was added."""
 
     kind: type[Record]
     key: str
     record: Record | None
+    new: bool = False

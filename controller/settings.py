@@ -40,6 +40,8 @@ class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     sample_interval: Positive = 5.0
     operation_history: Positive = 30 * 86400.0
     """How long ended operations are kept."""
+    idempotency_lifetime: Positive = 86400.0
+    """How long the first answer to an Idempotency-Key is kept."""
     join_token_lifetime: Positive = 3600.0
     max_upload: Annotated[int, Meta(gt=0)] = 10 * 2**30
     """Largest image file that may be uploaded."""

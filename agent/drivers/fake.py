@@ -221,6 +221,8 @@ class FakeDriver(Driver):
         if container not in self._node.world.containers and there is not None and there.spec == spec:
             return
         found = self._node.find(container)
+        if found.spec == spec:
+            return
         if spec.id != container:
             if found.running:
                 raise Conflict(f"container {container} is running")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import secrets
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from common.errors import InvalidRequest, NotFound, TooLarge, Unauthorized, VzfleetError
+from common.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unauthorized, VzfleetError
 from common.units import MAX_SIZE
 from controller.api.bodies import decode, has_field
 from controller.api.envelopes import async_envelope, sync_envelope
@@ -23,6 +24,7 @@ from controller.api.services import Services
 from controller.api.views import operation_view
 from controller.records import Operation
 from controller.services.caller import Caller
+from controller.services.promises import Promise, check_key
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,14 +38,16 @@ class Handler(RequestHandler):
     """Base of all handlers. `rights` names the right of every method that is served; what is not there is 405.
 
     `parameters` are the query's names that are understood; others are refused. `while_reconciling` serves writes also
-    while the controller accepts none, because rows were lost.
+    while the controller accepts none, because rows were lost. `streamed` bodies come after `prepare`.
     """
 
     rights: ClassVar[dict[str, Right]] = {}
     parameters: ClassVar[Sequence[str]] = ()
     while_reconciling: ClassVar[bool] = False
+    streamed: ClassVar[bool] = False
     services: Services
     caller: Caller | None
+    _promise: Promise | None = None
 
     def initialize(self, services: Services) -> None:
         self.services = services
@@ -63,8 +67,11 @@ class Handler(RequestHandler):
             authorize(self.caller, Right.READ)
             raise HTTPError(405)
         authorize(self.caller, right)
-        if self.request.method not in READING and not self.while_reconciling:
-            self.services.reconciliation.check()
+        if self.request.method not in READING:
+            if not self.streamed and await self.replay(self.request.body):
+                return
+            if not self.while_reconciling:
+                self.services.reconciliation.check()
         self._check_parameters()
 
     async def identify(self) -> None:
@@ -84,6 +91,31 @@ class Handler(RequestHandler):
         if self.caller is None:
             raise Unauthorized("a token is needed")
         return self.caller
+
+    async def replay(self, content: bytes) -> bool:
+        """Give the first answer again when this write's Idempotency-Key was used before; True when that was done.
+
+        `content` stands for the body. Raises InvalidRequest for what is no key, Conflict for another request's.
+        """
+        key = self.request.headers.get("Idempotency-Key")
+        if key is None or self.caller is None:
+            return False
+        asked = b"\0".join(((self.request.method or "").encode(), (self.request.uri or "").encode(), content))
+        digest = hashlib.sha256(asked).hexdigest()
+        self._promise = Promise(self.caller.name, check_key(key), digest, self.request_id, self._accepted)
+        kept = await self.services.promises.begin(self._promise)
+        if kept is None:
+            return False
+        self.set_status(kept.status)
+        if kept.location is not None:
+            self.set_header("Location", kept.location)
+        self.set_header("Idempotent-Replayed", "true")
+        await self.finish(kept.body)
+        return True
+
+    def on_finish(self) -> None:
+        if self._promise is not None:
+            self.services.promises.end(self._promise)
 
     # ------------------------------------------------------------ what comes in
 
@@ -132,13 +164,26 @@ class Handler(RequestHandler):
         """A sync envelope around JSON that is ready."""
         self.finish(sync_envelope(metadata))
 
+    async def answer_write(self, metadata: Any, secret: bool = False) -> None:
+        """A sync envelope after a write, kept for its Idempotency-Key; a `secret` one is given once only."""
+        if self._promise is not None:
+            text = "the first answer held a secret, which is not kept: ask again with a new Idempotency-Key"
+            refusal = error_envelope(409, text, {"code": Conflict.code, "field": "Idempotency-Key"})
+            status, body = (409, orjson.dumps(refusal)) if secret else (200, sync_envelope(orjson.dumps(metadata)))
+            await self.services.promises.answered(self._promise, status, None, body)
+        self.answer(metadata)
+
     def answer_operation(self, operation: Operation) -> None:
         """An async envelope (R3 with the document's spellings)."""
-        url = f"/1.0/operations/{operation.id}"
-        self.set_status(202)
+        status, url, body = self._accepted(operation)
+        self.set_status(status)
         self.set_header("Location", url)
+        self.finish(body)
+
+    def _accepted(self, operation: Operation) -> tuple[int, str, bytes]:
+        url = f"/1.0/operations/{operation.id}"
         view = operation_view(operation, self.services.operations)
-        self.finish(async_envelope(url, operation.resources, view))
+        return 202, url, async_envelope(url, operation.resources, view)
 
     def not_modified(self, etag: str) -> bool:
         """Set a list's ETag; True when the caller has that revision already, answered with 304."""

@@ -20,6 +20,7 @@ HTTP_STATUS: dict[type[VzfleetError], int] = {
     errors.NoSpace: 507,
     errors.DeadlinePassed: 503,
     errors.Cancelled: 409,
+    errors.Abandoned: 409,
     errors.Stale: 409,
     errors.Unsupported: 400,
     errors.DriverFailed: 500,

@@ -18,6 +18,7 @@ class Images(Handler):
 
     rights = {"GET": Right.READ, "POST": Right.OPERATE}
     parameters = ("recursion", "alias")
+    streamed = True
     staged: StagedImage | None = None
     refusal: VzfleetError | HTTPError | None = None
 
@@ -69,8 +70,10 @@ class Images(Handler):
             raise self.refusal
         if self.staged is None or self.staged.size == 0:
             raise InvalidRequest("the upload is empty", field="body", allowed="a tarball")
+        fingerprint, _ = await self.staged.finish()
+        if await self.replay(fingerprint.encode()):
+            return
         staged, self.staged = self.staged, None
-        await staged.finish()
         filename = self.request.headers.get("X-LXD-filename", "") or "upload"
         operation = await self.services.image_operations.take_in(self.known, staged, filename, self._aliases())
         self.answer_operation(operation)
@@ -79,6 +82,7 @@ class Images(Handler):
         self._throw_away()
 
     def on_finish(self) -> None:
+        super().on_finish()
         self._throw_away()
 
     def _throw_away(self) -> None:

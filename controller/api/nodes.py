@@ -23,7 +23,7 @@ class Nodes(Handler):
 
     async def post(self) -> None:
         body = self.body(NodeBody)
-        self.answer(await self.services.enrolment.invite(body.name))
+        await self.answer_write(await self.services.enrolment.invite(body.name), secret=True)
 
 
 class Node(Handler):
@@ -36,7 +36,7 @@ class Node(Handler):
 
     async def delete(self, name: str) -> None:
         await self.services.enrolment.remove(name)
-        self.answer({})
+        await self.answer_write({})
 
 
 class Agents(Handler):

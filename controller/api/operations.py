@@ -66,9 +66,10 @@ class Operations(Handler):
 
 
 class Operation(Handler):
-    """GET, and DELETE, which cancels."""
+    """GET, and DELETE, which cancels, or with `force=1` ends one that waits for a node in vain."""
 
     rights = {"GET": Right.READ, "DELETE": Right.OPERATE}
+    parameters = ("force",)
 
     async def get(self, operation: str) -> None:
         found = await self.services.operations.get(operation)
@@ -76,11 +77,14 @@ class Operation(Handler):
 
     async def delete(self, operation: str) -> None:
         try:
-            await self.services.operations.cancel(operation)
+            if self.flag_parameter("force"):
+                await self.services.operations.abandon(operation)
+            else:
+                await self.services.operations.cancel(operation)
         except Conflict as error:
             # R19: what cannot be cancelled is a bad request, not a conflict.
-            raise InvalidRequest(error.text, field="operation", allowed="a running one that may_cancel") from None
-        self.answer({})
+            raise InvalidRequest(error.text, field="operation", allowed=error.allowed) from None
+        await self.answer_write({})
 
 
 class Wait(Handler):

@@ -15,6 +15,7 @@ from controller.services.images import Images
 from controller.services.moves import Moves
 from controller.services.nodes import Nodes
 from controller.services.operations import Operations
+from controller.services.promises import Promises
 from controller.services.reconciliation import Reconciliation
 from controller.services.states import States
 from controller.services.witnesses import Witnesses
@@ -45,6 +46,7 @@ class Services:
     nodes: Nodes
     enrolment: Enrolment
     operations: Operations
+    promises: Promises
     reconciliation: Reconciliation
     witnesses: Witnesses
     identities: Identities

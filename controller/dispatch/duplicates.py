@@ -19,10 +19,9 @@ _MOST = 16
 
 @dataclass(frozen=True)
 class Claim:
-    """The last HELLO of a host: which run of its agent, the number of its connection, and when."""
+    """The newest HELLO of a host, and when its last one came."""
 
-    instance: str
-    connection: int
+    hello: Hello
     at: float
 
 
@@ -50,9 +49,9 @@ class Duplicates:
         self.reason = f"a second agent of {_shown(host_of(hello))} has this node's key: it is shut out, end it"
         return True
 
-    def quarantine(self, inside: Hello, heard: float, outside: Hello, now: float) -> None:
-        """Keep both out: the one that was in, last heard at `heard`, and the one that came."""
-        self._claims = {host_of(inside): Claim(inside.instance, inside.connection, heard)}
+    def quarantine(self, inside: Hello, outside: Hello, now: float) -> None:
+        """Keep both out: the one that was in and the one that came."""
+        self._claims = {host_of(inside): Claim(inside, now)}
         self._note(outside, now)
         hosts = " and ".join(_shown(host) for host in self._claims)
         twins = hosts if len(self._claims) > 1 else f"copies of {hosts}"
@@ -75,15 +74,15 @@ class Duplicates:
             self.reason = ""
 
     def _note(self, hello: Hello, now: float) -> None:
-        known = self._claims.get(host_of(hello))
-        if known is not None and known.instance == hello.instance and hello.connection <= known.connection:
-            # No agent uses a number twice: there are two copies of this one's memory.
-            self._copied_at = now
-            hello_number = known.connection
-        else:
-            hello_number = hello.connection
+        host = host_of(hello)
+        known = self._claims.get(host)
+        if known is not None and known.hello.instance == hello.instance and hello.connection <= known.hello.connection:
+            if hello != known.hello:
+                # No agent uses a number twice: there are two copies of this one's memory.
+                self._copied_at = now
+            hello = known.hello
         if known is not None or len(self._claims) < _MOST:
-            self._claims[host_of(hello)] = Claim(hello.instance, hello_number, now)
+            self._claims[host] = Claim(hello, now)
 
 
 def host_of(hello: Hello) -> str:

@@ -32,6 +32,7 @@ class NoWitness:
 
     def objection(self, node: str, hello: Hello) -> str | None:
         """None."""
+        del node, hello
         return None
 
 

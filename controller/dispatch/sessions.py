@@ -89,6 +89,8 @@ class NodeSession:
     reason: str = "no agent has connected yet"
     _online_at: float | None = None
     _duplicates: Duplicates = field(default_factory=Duplicates)
+    _newest: Hello | None = None
+    """The HELLO of the last session: one of the same run of the agent counts only when its connection is newer."""
     _told: str = ""
 
     def hello(self, connection: bytes, hello: Hello, now: float) -> Session | Refusal:
@@ -100,19 +102,22 @@ class NodeSession:
             return Refusal("protocol", text)
         if self._duplicates.keeps_out(hello, now):
             return self._refused_as_duplicate()
-        current = self.session
-        if current is not None:
-            if hello.instance != current.hello.instance:
-                refusal = self._refuse_second(current, hello, now)
-            else:
-                if (connection, hello.connection) == (current.connection, current.hello.connection):
-                    current.heard = now
-                    return current
-                refusal = self._refuse_connection(current, hello, now)
-            if refusal is not None:
-                return refusal
+        current, newest = self.session, self._newest
+        if newest is not None and hello.instance == newest.instance:
+            if hello == newest or hello.connection < newest.connection:
+                return self._repeated(connection, now)
+            if hello.connection == newest.connection:
+                return self._quarantine(newest, hello, now)
+        elif current is not None and (refusal := self._refuse_second(current, hello, now)) is not None:
+            return refusal
+        self._newest = hello
         self.session = Session(self.new_id(), connection, hello, heard=now, offset=hello.monotonic - now)
         return self.session
+
+    def _repeated(self, connection: bytes, now: float) -> Session | Refusal:
+        """A HELLO came again, or late: it changes nothing."""
+        session = self.heard(connection, now)
+        return session or Refusal("stale", "a newer connection of this agent is known")
 
     def _refuse_second(self, current: Session, hello: Hello, now: float) -> Refusal | None:
         """Another run of the agent comes than the one that is in: None when it takes over."""
@@ -120,18 +125,12 @@ class NodeSession:
             if self._duplicates.fenced(hello, now):
                 return self._refused_as_duplicate()
             if host_of(hello) != host_of(current.hello):
-                return self._quarantine(current, hello, now)
+                return self._quarantine(current.hello, hello, now)
         self._duplicates.replaced(current.hello.instance)
         return None
 
-    def _refuse_connection(self, current: Session, hello: Hello, now: float) -> Refusal | None:
-        """The agent that is in says HELLO on another connection: None when it is a newer one."""
-        if hello.connection < current.hello.connection:
-            return Refusal("stale", "a newer connection of this agent is known")
-        return self._quarantine(current, hello, now) if hello.connection == current.hello.connection else None
-
-    def _quarantine(self, current: Session, hello: Hello, now: float) -> Refusal:
-        self._duplicates.quarantine(current.hello, current.heard, hello, now)
+    def _quarantine(self, known: Hello, hello: Hello, now: float) -> Refusal:
+        self._duplicates.quarantine(known, hello, now)
         self._online_at = None
         self.end(self._duplicates.reason)
         return self._refused_as_duplicate()
@@ -166,6 +165,7 @@ class NodeSession:
         """Forget the session and who held the key: the next agent comes with another one."""
         self.end(reason)
         self._duplicates = Duplicates()
+        self._newest = None
 
     def excuse(self, seconds: float, now: float) -> None:
         """Do not count this much silence: nobody was looking."""

@@ -111,14 +111,32 @@ class Engine:
         await running.wait(timeout)
         return running.operation
 
+    async def abandon(self, operation: str) -> None:
+        """End an operation without the nodes that it waits for in vain, and undo what can be undone elsewhere.
+
+        Raises NotFound, or Conflict when it has ended or waits for no node that is out of reach.
+        """
+        running = self._running.get(operation)
+        if running is None:
+            await self.get(operation)
+            raise Conflict("the operation has ended already", field="operation", allowed="a running one")
+        running.abandon()
+        await running.wait(None)
+
     async def cancel(self, operation: str) -> None:
         """Ask an operation to stop and undo what it did. Raises NotFound, or Conflict when it cannot be cancelled."""
         running = self._running.get(operation)
         if running is None:
             await self.get(operation)
-            raise Conflict("the operation has ended already", field="operation")
+            raise Conflict(
+                "the operation has ended already", field="operation", allowed="a running one that may_cancel"
+            )
         if not self.may_cancel(running.operation):
-            raise Conflict("the operation is past the point where it can be cancelled", field="operation")
+            raise Conflict(
+                "the operation is past the point where it can be cancelled",
+                field="operation",
+                allowed="a running one that may_cancel",
+            )
         # Heard before it is written: no step's record can then put another status over it.
         running.cancel()
         await self._store.write(lambda transaction: rows.mark_cancelling(transaction, operation))

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from common.errors import Cancelled, DeadlinePassed, Internal, VzfleetError
+from common.errors import Abandoned, Cancelled, Conflict, DeadlinePassed, Internal, VzfleetError
 from common.failpoints import FailPoints
 from common.messages import Progress
 from common.states import Status
@@ -49,6 +49,7 @@ class Execution:
         self._recorder = recorder
         self._acknowledge = acknowledge
         self._reach = reach
+        self._context = self._new_context()
         self._cancelled = asyncio.Event()
         self._ended = asyncio.Event()
         if operation.status is Status.CANCELLING:
@@ -58,6 +59,17 @@ class Execution:
         """Have it stop at once and undo what it did, if it has not passed its point of no return."""
         self._cancelled.set()
         self._show(self.operation)
+
+    def abandon(self) -> None:
+        """Go on without the nodes that it waits for and that cannot be reached. Raises Conflict when there are none."""
+        nodes = self._resources.fleet.nodes
+        waited_for = {node for node, _ in self._context.underway.values()}
+        lost = {node for node in waited_for if node not in nodes or not nodes[node].reachable}
+        if not lost:
+            raise Conflict(
+                "the operation waits for no node that is out of reach", field="force", allowed="a cancel, without force"
+            )
+        self._context.lose(lost)
 
     def is_past(self, command: str) -> bool:
         """Whether the step of this command (`<operation>/<step>/<do or undo>`) is recorded; it may be no such id."""
@@ -89,7 +101,7 @@ class Execution:
     async def _carry_out(self) -> None:
         kind = self._kind
         state = State.of(self.operation)
-        context = self._context()
+        context = self._context
         while (decision := machine.decide(kind.shape, state)).act is not Act.END:
             step = kind.steps[decision.step]
             context.place, context.step = f"{step.name}/{decision.act}", decision.step
@@ -165,6 +177,9 @@ class Execution:
         try:
             await step.undo(context)
             return machine.undone(state, decision.step)
+        except Abandoned:
+            # What is left there is shown when the node is back; what can be undone elsewhere still is.
+            return machine.undone(state, decision.step)
         except VzfleetError as error:
             return machine.undo_failed(state, error)
         except Exception:
@@ -193,7 +208,7 @@ class Execution:
         metadata = {**self.operation.metadata, "progress": note}
         self.operation = msgspec.structs.replace(self.operation, metadata=metadata)
 
-    def _context(self) -> Context:
+    def _new_context(self) -> Context:
         clock = self._resources.clock
         left = (datetime.fromisoformat(self.operation.deadline_at) - clock.now()).total_seconds()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -10,7 +11,7 @@ import msgspec
 
 from common.clock import Clock
 from common.commands import Arguments, DeleteContainer, RenameContainer
-from common.errors import Conflict, Internal
+from common.errors import Abandoned, Conflict, Internal
 from common.messages import Outcome, Progress, Result
 from controller.fleet import Fleet
 from controller.operations.machine import Shape
@@ -75,8 +76,8 @@ class Resources:
 class Context:
     """One operation under way. `deadline` is on the monotonic clock.
 
-    `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node; `place` and
-    `step` (an index) say which step it is at.
+    `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node and call; `lost`
+    are nodes that an operator gave up on; `place` and `step` (an index) say which step it is at.
     """
 
     operation: Operation
@@ -87,26 +88,39 @@ class Context:
     place: str = ""
     step: int = 0
     answered: list[tuple[str, str]] = field(default_factory=list)
-    underway: dict[str, str] = field(default_factory=dict)
+    underway: dict[str, tuple[str, asyncio.Task[Result]]] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
 
     def parameters(self, kind: type[T]) -> T:
         """What the operation was accepted with, typed."""
         return msgspec.convert(self.operation.parameters, type=kind)
 
     async def command(self, node: str, arguments: Arguments, generation: int, part: str = "") -> Outcome:
-        """Have a node do something, at most once for this step; `part` tells apart two commands of one step."""
+        """Have a node do something, at most once for this step; `part` tells apart two commands of one step.
+
+        Raises what the node answers, DeadlinePassed, and Abandoned when the node was given up on.
+        """
         command = f"{self.operation.id}/{self.place}{part}"
-        self.underway[command] = node
+        if node in self.lost:
+            raise _abandoned(node)
+        call = self.resources.dispatch.call(
+            node,
+            arguments,
+            command=command,
+            generation=generation,
+            deadline=self.deadline,
+            request=self.operation.request,
+            progress=self.progress,
+        )
+        task = asyncio.ensure_future(call)
+        self.underway[command] = (node, task)
         try:
-            result = await self.resources.dispatch.call(
-                node,
-                arguments,
-                command=command,
-                generation=generation,
-                deadline=self.deadline,
-                request=self.operation.request,
-                progress=self.progress,
-            )
+            result = await task
+        except asyncio.CancelledError:
+            # Either this call was given up, or the step that makes it is cancelled.
+            if node not in self.lost or _is_cancelled():
+                raise
+            raise _abandoned(node) from None
         finally:
             del self.underway[command]
             # A failure is a result too, and one that comes late is acknowledged when it does.
@@ -126,8 +140,24 @@ class Context:
 
     def abandon(self) -> None:
         """Have the nodes give up what they do for this operation; the step then ends by itself."""
-        for command, node in self.underway.items():
+        for command, (node, _) in self.underway.items():
             self.resources.dispatch.abandon(node, command)
+
+    def lose(self, nodes: set[str]) -> None:
+        """Wait for these nodes no more, now and later: their commands fail with Abandoned."""
+        self.lost |= nodes
+        for node, call in list(self.underway.values()):
+            if node in nodes:
+                call.cancel()
+
+
+def _abandoned(node: str) -> Abandoned:
+    return Abandoned(f"node {node} was given up on; what it did is not known until it is back")
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 Do = Callable[[Context], Awaitable[Any]]

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import uuid
+from functools import partial
 
 from common.clock import Clock, timestamp
 from controller.records import Change, Token
@@ -48,7 +49,7 @@ class Identities:
         """Take in the tokens that the command line has made meanwhile. Raises NoSpace; they wait on then."""
         async with self._taking_in:
             for file, token in self._spool.waiting().items():
-                await self._store.write(lambda transaction, token=token: _add(transaction, token))
+                await self._store.write(partial(_add, token=token))
                 file.unlink(missing_ok=True)
 
     def apply(self, change: Change) -> None:

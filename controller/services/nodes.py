@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -91,13 +91,16 @@ class Nodes:
         """An agent was let in."""
         log.info("agent connected", extra={"node": node, "version": hello.version, "boot": hello.boot_id})
 
-    async def inventory(self, node: str, inventory: Inventory) -> Mapping[str, int]:
+    def inventory(self, node: str, inventory: Inventory) -> Awaitable[Mapping[str, int]]:
         """Take over all that a node has; keep its facts when they changed."""
         known = self.require(node).record.facts
-        # Before anything is waited for: what the node reports next is newer.
+        # At once, not when a task gets its turn: what the node reports next is newer.
         self._fleet.inventory(node, inventory)
-        if known != inventory.facts:
-            await self._store.write(lambda transaction: _put_facts(transaction, node, inventory.facts))
+        return self._keep_facts(node, known, inventory.facts)
+
+    async def _keep_facts(self, node: str, known: NodeFacts | None, facts: NodeFacts) -> Mapping[str, int]:
+        if known != facts:
+            await self._store.write(lambda transaction: _put_facts(transaction, node, facts))
         return self._fleet.generations(node)
 
     def samples(self, node: str, samples: Samples) -> None:

@@ -15,6 +15,7 @@ from controller.identifiers import operation_id
 from controller.operations.engine import Engine
 from controller.records import Operation
 from controller.services.caller import Caller
+from controller.services.promises import Promises
 from controller.store import operations as rows
 from controller.store.db import Database, Transaction
 
@@ -22,9 +23,10 @@ from controller.store.db import Database, Transaction
 class Operations:
     """Every 202 of the API comes from `accept`."""
 
-    def __init__(self, store: Database, engine: Engine, clock: Clock) -> None:
+    def __init__(self, store: Database, engine: Engine, promises: Promises, clock: Clock) -> None:
         self._store = store
         self._engine = engine
+        self._promises = promises
         self._clock = clock
 
     def draft(
@@ -67,6 +69,7 @@ class Operations:
         def write(transaction: Transaction) -> Operation:
             operation = prepare(transaction)
             rows.add(transaction, operation)
+            self._promises.accepted(transaction, operation)
             return operation
 
         operation = await self._store.write(write)
@@ -84,6 +87,10 @@ class Operations:
     async def cancel(self, operation: str) -> None:
         """Stop it and undo what it did. Raises NotFound or Conflict."""
         await self._engine.cancel(operation)
+
+    async def abandon(self, operation: str) -> None:
+        """End it without the nodes that it waits for in vain. Raises NotFound, or Conflict when it waits for none."""
+        await self._engine.abandon(operation)
 
     def may_cancel(self, operation: Operation) -> bool:
         """Whether a cancel would be heard."""

@@ -122,7 +122,7 @@ def change_id(transaction: Transaction, old: str, record: Container) -> None:
 def add_snapshot(transaction: Transaction, snapshot: Snapshot) -> None:
     """Add a snapshot's row."""
     transaction.connection.execute(insert(models.snapshots).values(msgspec.to_builtins(snapshot)))
-    transaction.changed(Snapshot, f"{snapshot.container}/{snapshot.name}", snapshot)
+    transaction.changed(Snapshot, f"{snapshot.container}/{snapshot.name}", snapshot, new=True)
 
 
 def delete_snapshot(transaction: Transaction, container: str, name: str) -> None:

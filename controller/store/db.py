@@ -15,13 +15,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from common.errors import NoSpace, Unavailable, VzfleetError
-from controller.records import Change, Record
+from controller.records import Change, Event, Record
 from controller.store.engines import is_disconnect, make_engine, translate
 from controller.store.mark import Mark
 from controller.store.numbering import first_number, number_of_last_commit, put_number
@@ -42,9 +42,9 @@ class Transaction:
     connection: Connection
     changes: list[Change] = field(default_factory=list)
 
-    def changed(self, kind: type[Record], key: str, record: Record | None) -> None:
-        """Note a change; called by the noun files of this folder."""
-        self.changes.append(Change(kind, key, record))
+    def changed(self, kind: type[Record], key: str, record: Record | None, new: bool = False) -> None:
+        """Note a change; called by the noun files of this folder. An `Event` without a number is one to be told."""
+        self.changes.append(Change(kind, key, record, new))
 
 
 @dataclass
@@ -52,21 +52,40 @@ class _Job:
     work: Callable[[Transaction], Any]
     future: asyncio.Future[Any]
     changes: list[Change] = field(default_factory=list)
+    drafts: list[Event] = field(default_factory=list)
     result: Any = None
     error: Exception | None = None
+
+
+class Chronicle(Protocol):
+    """Writes the events of what is committed, with it (`controller.store.events`); called in the writer's thread."""
+
+    def open(self, connection: Connection) -> None: ...
+
+    def derive(self, changes: Sequence[Change]) -> list[Event]: ...
+
+    def write(self, connection: Connection, drafts: Sequence[Event]) -> list[Event]: ...
+
+    def committed(self, events: Sequence[Event]) -> None: ...
 
 
 CommitListener = Callable[[Sequence[Change]], None]
 
 
 class Database:
-    """The store's connections. `on_commit` runs on the event loop, in commit order, before the writers are answered."""
+    """The store's connections. `on_commit` runs on the event loop, in commit order, before the writers are answered.
 
-    def __init__(self, url: str, on_commit: CommitListener, mark: Mark | None = None) -> None:
+    With a chronicle it hears of the events, too, after the records that they tell of.
+    """
+
+    def __init__(
+        self, url: str, on_commit: CommitListener, mark: Mark | None = None, chronicle: Chronicle | None = None
+    ) -> None:
         self._writer_engine = make_engine(url, writer=True)
         self._reader_engine = make_engine(url, writer=False)
         self._on_commit = on_commit
         self._mark = mark
+        self._chronicle = chronicle
         self._jobs: queue.Queue[_Job | None] = queue.Queue(MAX_WAITING)
         self._thread: threading.Thread | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
@@ -133,6 +152,9 @@ class Database:
         try:
             connection = self._writer_engine.connect()
             self._begin_numbering(connection)
+            if self._chronicle is not None:
+                with connection.begin():
+                    self._chronicle.open(connection)
         except (SQLAlchemyError, VzfleetError, OSError) as error:
             if connection is not None:
                 connection.close()
@@ -176,10 +198,14 @@ class Database:
 
     def _run_batch(self, connection: Connection, batch: list[_Job]) -> None:
         number, committing = self.number + 1, False
+        told: list[Event] = []
         try:
             with connection.begin():
                 for job in batch:
-                    _run_job(connection, job, alone=len(batch) == 1)
+                    _run_job(connection, job, self._chronicle, alone=len(batch) == 1)
+                if self._chronicle is not None:
+                    drafts = [draft for job in batch if job.error is None for draft in job.drafts]
+                    told = self._chronicle.write(connection, drafts)
                 if self._mark is not None:
                     put_number(connection, number)
                 committing = True
@@ -188,13 +214,15 @@ class Database:
                 reason = translate(error)
                 for job in batch:
                     job.error = job.error or reason
-                self._call_loop(self._settle, batch)
+                self._call_loop(self._settle, batch, ())
                 return
         self.commits += 1
+        if self._chronicle is not None:
+            self._chronicle.committed(told)
         self.number = number
         if self._mark is not None:
             self._mark.advance(number)
-        self._call_loop(self._settle, batch)
+        self._call_loop(self._settle, batch, told)
 
     def _took_place(self, connection: Connection, number: int) -> bool:
         """Whether a commit whose answer was lost with the server took place: asked until the server is back.
@@ -222,8 +250,9 @@ class Database:
         except RuntimeError:  # the loop is closed: nobody waits any more
             log.warning("a write ended after the event loop")
 
-    def _settle(self, batch: list[_Job]) -> None:
+    def _settle(self, batch: list[_Job], told: Sequence[Event]) -> None:
         changes = [change for job in batch if job.error is None for change in job.changes]
+        changes += [Change(Event, event.source, event, new=True) for event in told]
         try:
             if changes:
                 self._on_commit(changes)
@@ -233,14 +262,13 @@ class Database:
                 _answer(job)
 
 
-def _run_job(connection: Connection, job: _Job, alone: bool) -> None:
-    transaction = Transaction(connection)
+def _run_job(connection: Connection, job: _Job, chronicle: Chronicle | None, alone: bool) -> None:
     if alone:
-        job.result = job.work(transaction)
+        _work(connection, job, chronicle)
     else:
         savepoint = connection.begin_nested()
         try:
-            job.result = job.work(transaction)
+            _work(connection, job, chronicle)
             savepoint.commit()
         except Exception as error:
             job.error = translate(error)
@@ -248,7 +276,14 @@ def _run_job(connection: Connection, job: _Job, alone: bool) -> None:
                 raise
             # Fails when the database has rolled back the whole transaction by itself: then the batch fails, too.
             savepoint.rollback()
-    job.changes = transaction.changes
+
+
+def _work(connection: Connection, job: _Job, chronicle: Chronicle | None) -> None:
+    transaction = Transaction(connection)
+    job.result = job.work(transaction)
+    if chronicle is not None:
+        job.drafts = chronicle.derive(transaction.changes)
+    job.changes = [change for change in transaction.changes if change.kind is not Event]
 
 
 def _answer(job: _Job) -> None:

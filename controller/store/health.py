@@ -98,7 +98,7 @@ def _keep_log(file: Path) -> None:
     """Keep a copy of a write-ahead log from which commits are missing: the next commit writes over it."""
     wal = file.with_name(f"{file.name}-wal")
     try:
-        if wal.stat().st_size:
+        if wal.exists() and wal.stat().st_size:
             copy = wal.with_name(f"{wal.name}.damaged")
             shutil.copyfile(wal, copy)
             copy.chmod(0o600)

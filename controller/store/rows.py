@@ -31,7 +31,7 @@ class Rows(Generic[R]):
     def insert(self, transaction: Transaction, record: R) -> R:
         """Add a record. Raises sqlalchemy's IntegrityError when its key is taken."""
         transaction.connection.execute(insert(self._table).values(msgspec.to_builtins(record)))
-        transaction.changed(self._record, self._key_of(record), record)
+        transaction.changed(self._record, self._key_of(record), record, new=True)
         return record
 
     def replace(self, transaction: Transaction, record: R) -> R:

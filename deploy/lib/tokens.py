@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from deploy.lib.console import DeployError
 
 CONNECT_TIMEOUT = 10.0
-_NO_TOKEN = "this is no join token: POST /1.0/nodes on the controller gives one; copy all of it"
+_NONE = "this is no join token: POST /1.0/nodes on the controller gives one; copy all of it"
 
 
 def decode(token: str) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def decode(token: str) -> dict[str, Any]:
     except ValueError:
         said = None
     if not isinstance(said, dict) or not {"api", "link", "secret"} <= said.keys():
-        raise DeployError(_NO_TOKEN)
+        raise DeployError(_NONE)
     return said
 
 
@@ -36,7 +36,7 @@ def check(token: str) -> None:
         expired = datetime.fromisoformat(said["expires"]) <= datetime.now(UTC)
         targets = [(parts.hostname or "", parts.port or 0) for parts in map(urlsplit, (said["api"], said["link"]))]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise DeployError(_NO_TOKEN) from None
+        raise DeployError(_NONE) from None
     if expired:
         raise DeployError(f"the token expired at {said['expires']}: ask the controller for a new one")
     for host, port in targets:
@@ -44,8 +44,8 @@ def check(token: str) -> None:
             socket.create_connection((host, port), CONNECT_TIMEOUT).close()
         except OSError as error:
             raise DeployError(
-                f"the controller cannot be reached at {host} port {port}: {error.strerror}. Agents need both of its ports; "
-                "the token has the addresses of `controller init --address`"
+                f"the controller cannot be reached at {host} port {port}: {error.strerror or error}. "
+                "Agents need both of its ports; the token has the addresses of `controller init --address`"
             ) from None
 
 

@@ -12,6 +12,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -205,6 +206,70 @@ def test_an_agent_of_another_state_directory_joins(place: Place) -> None:
         assert other.pid("agent-web2") == number
     finally:
         other.purge()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A bridge with DHCP and a mounted btrfs, which are the operator's."""
+    name = f"vzop-{secrets.token_hex(3)}"
+    pool = Path(tempfile.mkdtemp(prefix="vzop-", dir="/var/tmp"))
+    pool.chmod(0o711)
+    image, leases, pid_file = (tmp_path / name for name in ("pool.img", "leases", "dnsmasq.pid"))
+    with image.open("wb") as file:
+        file.truncate(2**30)
+    network = f"10.89.{secrets.randbelow(256)}"
+    dhcp = [
+        f"--interface={name}",
+        "--except-interface=lo",
+        "--bind-dynamic",
+        "--port=0",
+        "--user=root",
+        "--keep-in-foreground",
+    ]
+    dhcp += [
+        "--conf-file=/dev/null",
+        f"--dhcp-range={network}.50,{network}.99",
+        f"--dhcp-leasefile={leases}",
+        f"--pid-file={pid_file}",
+    ]
+    run("ip", "link", "add", name, "type", "bridge")
+    try:
+        run("ip", "address", "add", f"{network}.1/24", "dev", name)
+        run("ip", "link", "set", name, "up")
+        run("mkfs.btrfs", "--quiet", str(image))
+        run("mount", "-o", "loop", str(image), str(pool))
+        with subprocess.Popen(["dnsmasq", *dhcp], stderr=subprocess.DEVNULL) as server:
+            try:
+                yield name, pool
+            finally:
+                server.terminate()
+    finally:
+        subprocess.run(["umount", str(pool)], check=False, capture_output=True)
+        pool.rmdir()
+        run("ip", "link", "delete", name)
+
+
+def run(*arguments: str) -> None:
+    subprocess.run(arguments, check=True, capture_output=True)
+
+
+def test_a_bridge_and_a_pool_of_the_host_are_used_and_kept(place: Place, host: tuple[str, Path]) -> None:
+    bridge, pool = host
+    (pool / "images").mkdir()
+    refused = place.run("--bridge", "lo", check=False)
+    assert (refused.returncode, place.state.root.exists()) == (1, False)
+    given = ("--bridge", bridge, "--pool", str(pool))
+    container = shown_container(place.run(*two_ports(), *given).stdout)
+    assert container["status"]["machine"][0]["ip_address"].startswith("10.89.")
+    assert place.request("GET", "/1.0/nodes/node1")["subnet"] is None
+    own = pool / f"vzfleet-{place.state.tag}-node1"
+    assert (own / "containers" / "demo" / "rootfs").is_dir()
+    place.run(*given)
+    assert "set up with --pool" in place.run("--pool", "/var/tmp", check=False).stderr
+
+    place.purge()
+    assert [path.name for path in pool.rglob("*")] == ["images"]
+    assert Path("/sys/class/net", bridge).exists() and pool.is_mount()
 
 
 def test_refusals_leave_nothing(place: Place) -> None:

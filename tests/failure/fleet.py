@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.log = log
+        self._log_before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 list(command),
@@ -116,6 +118,12 @@ class Process:
         """Its resident memory in bytes."""
         fields = Path(f"/proc/{self.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def has_said(self, text: str) -> bool:
+        """Whether a text stands in what it has printed since its start."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_before)
+            return text.encode() in log.read()
 
     def last_words(self, lines: int = 15) -> str:
         """The end of its log."""
@@ -248,9 +256,13 @@ class ProcessFleet:
         self.nodes.append(name)
 
     def wait_online(self, *names: str, seconds: float = 20.0) -> None:
-        """Wait until the API shows these nodes (all when none is named) as Online."""
+        """Wait until the API shows these nodes (all when none is named) as Online, by the agents that run now."""
+
+        def online(name: str) -> bool:
+            return self.agents[name].has_said('"welcomed"') and self.node_status(name) == "Online"
+
         for name in names or tuple(self.nodes):
-            until(lambda name=name: self.node_status(name) == "Online", f"node {name} Online", seconds, every=0.02)
+            until(partial(online, name), f"node {name} Online", seconds, every=0.02)
 
     def node_status(self, name: str) -> str:
         """How the controller sees a node; empty when it does not answer."""

@@ -156,8 +156,11 @@ def rows(file: Path, query: str) -> list[tuple[Any, ...]]:
 
 def check_whole(file: Path) -> Found:
     """I4: SQLite finds nothing wrong with a database."""
-    answer = rows(file, "PRAGMA integrity_check")
-    return [] if answer == [("ok",)] else [f"I4: {file.name}: {answer[:3]}"]
+    try:
+        answer = [row[0] for row in rows(file, "PRAGMA integrity_check")]
+    except sqlite3.DatabaseError as error:
+        answer = [str(error)]
+    return [] if answer == ["ok"] else [f"I4: {file.name}: {answer[:3]}"]
 
 
 def check_rows(database: Path) -> Found:
@@ -246,20 +249,23 @@ def settled(
     expected: Mapping[str, Iterable[tuple[str, str]]] | None = None,
     *,
     wait: float = 60.0,
+    settle: float = SETTLE_TIME,
 ) -> Found:
     """I1 to I6 on a healed fleet: waits for the end of the accepted operations, then looks at everything."""
     accepted = list(accepted)
     wait_until_ended(fleet, accepted, wait)
     known = operations(fleet)
     found = check_ends(accepted, known)
-    found += eventually(lambda: check_same(shown(fleet), worlds(fleet)))
+    found += eventually(lambda: check_same(shown(fleet), worlds(fleet)), settle)
     found += check_one_place(worlds(fleet)) + check_effects(fleet.effects(), known, expected)
     database = fleet.settings.state / "controller.db"
     found += check_whole(database) + check_rows(database) + check_files(fleet)
     for node in fleet.nodes:
         journal = fleet.state(node) / "journal.db"
         found += check_whole(journal)
-        found += eventually(lambda node=node, journal=journal: check_journal(node, journal, known, fleet.effects(node)))
+        found += eventually(
+            lambda node=node, journal=journal: check_journal(node, journal, known, fleet.effects(node)), settle
+        )
     return found
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from controller.operations.catalogue import KINDS
 from tests.failure import scenarios
-from tests.failure.fleet import Answer, ProcessFleet, process_fleet
-from tests.failure.invariants import as_it_is, check_effects, settled
+from tests.failure.fleet import Answer, ProcessFleet, process_fleet, until
+from tests.failure.invariants import as_it_is, check_effects, rows, settled
 from tests.failure.report import Report
 from tests.failure.scenarios import SCENARIOS, Effects, Point
 
@@ -129,6 +129,42 @@ def test_killed_at_step_boundaries(fleet: ProcessFleet, report: Report, long_run
         run.at(point, following)
     for found in settled(fleet, run.accepted, run.expected):
         report.violation(found)
+
+
+@pytest.mark.failure("F1 in a transfer")
+@pytest.mark.parametrize("kind", ["container.move", "container.copy"])
+@pytest.mark.parametrize("slow", ["container.send", "container.receive"])
+def test_killed_in_the_middle_of_a_transfer(fleet: ProcessFleet, report: Report, kind: str, slow: str) -> None:
+    """It is resumed or undone; either way the container is whole, and runs in one place."""
+    learned = scenarios.learn(fleet, kind)
+    container = scenarios.new_name()
+    SCENARIOS[kind].prepare(fleet, container)
+    before = as_it_is(fleet, container)
+    for node in fleet.nodes:
+        fleet.script(node, delays={slow: 1.0})
+    identity = SCENARIOS[kind].ask(fleet, container).operation
+    assert identity is not None
+    until(lambda: begun(fleet, f"{identity}/%-send") and begun(fleet, f"{identity}/%-receive"), "the transfer is on")
+    fleet.restart_controller()
+    report.faults += 1
+    for node in fleet.nodes:
+        fleet.script(node)
+    fleet.wait_online()
+    for found in settled(fleet, [identity], {identity: learned.expected}):
+        report.violation(found)
+    ended = fleet.operation(identity)["status"]
+    report.figures[f"{kind} ended as"] = ended
+    after = as_it_is(fleet, container)
+    moved = kind == "container.move" and ended == "Success"
+    assert isinstance(before, dict) and isinstance(after, dict)
+    report.check(after["status"] == before["status"], f"{kind}: {before} became {after}")
+    report.check(moved or after == before, f"{kind}: {before} became {after}")
+
+
+def begun(fleet: ProcessFleet, pattern: str) -> bool:
+    """Whether a command like this stands in a journal and has no result yet."""
+    query = f"SELECT 1 FROM commands WHERE id LIKE '{pattern}' AND result IS NULL"
+    return any(rows(fleet.state(node) / "journal.db", query) for node in fleet.nodes)
 
 
 def test_a_boundary_without_a_journal_is_caught() -> None:

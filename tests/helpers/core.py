@@ -45,6 +45,7 @@ from controller.services.images import Images, Resolved
 from controller.services.moves import Moves
 from controller.services.nodes import Nodes
 from controller.services.operations import Operations
+from controller.services.promises import Promises
 from controller.services.requests import ImageSource
 from controller.services.states import States
 from controller.settings import ControllerSettings
@@ -101,6 +102,7 @@ class ScriptedNodes:
         self.acknowledged: set[str] = set()
         self.refusals: dict[type[Arguments], Exception] = {}
         self.hanging: set[type[Arguments]] = set()
+        self.waiting: list[Arguments] = []
 
     async def call(
         self,
@@ -120,6 +122,7 @@ class ScriptedNodes:
         if self._clock.monotonic() >= deadline:
             raise DeadlinePassed("no time was left")
         if type(arguments) in self.hanging:
+            self.waiting.append(arguments)
             await asyncio.get_running_loop().create_future()
         if type(arguments) in self.refusals:
             self.journal[command] = (node, type(arguments), Result(command))
@@ -232,7 +235,7 @@ class Core:
     def use_engine(self, kinds: Mapping[str, Kind] = KINDS, failpoints: FailPoints = never) -> None:
         """A new engine, as after a restart, and the services upon it."""
         self.engine = Engine(self.store, kinds, self.resources, self.there.acknowledge, failpoints)
-        self.operations = Operations(self.store, self.engine, self.clock)
+        self.operations = Operations(self.store, self.engine, Promises(self.store, self.clock, 86400.0), self.clock)
         images = cast(Images, self.images)
         self.containers = Containers(self.store, self.fleet, self.nodes, images, self.operations, self.clock)
         self.changes = Changes(self.containers)

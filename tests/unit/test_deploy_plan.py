@@ -113,7 +113,7 @@ def invitation(api: int, link: int, expires: datetime) -> str:
 def test_a_token_is_tried_before_anything_is_installed(listening: int, closed: int) -> None:
     soon = datetime.now(UTC) + timedelta(hours=1)
     tokens.check(invitation(listening, listening, soon))
-    with pytest.raises(DeployError, match="the token expired at .*: ask the controller for a new one"):
+    with pytest.raises(DeployError, match=r"the token expired at .*: ask the controller for a new one"):
         tokens.check(invitation(listening, listening, soon - timedelta(days=1)))
     for api, link in ((listening, closed), (closed, listening)):
         with pytest.raises(DeployError, match=f"cannot be reached at 127.0.0.1 port {closed}: Connection refused"):

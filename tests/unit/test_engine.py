@@ -18,7 +18,7 @@ from common.clock import timestamp
 from common.commands import CreateContainer, ReceiveContainer, StartContainer, StopContainer
 from common.errors import Conflict, DriverFailed, NoPlacement, NoSpace, NotFound, Unavailable
 from common.reports import ContainerReport, ContainerSpec
-from common.states import Status, may_follow
+from common.states import NodeStatus, Status, may_follow
 from controller.operations import execution as execution_module
 from controller.operations import recorder as recorder_module
 from controller.operations.catalogue import KINDS
@@ -38,6 +38,7 @@ from controller.services.requests import (
 from controller.store import containers as container_rows
 from controller.store import nodes as node_rows
 from controller.store.db import Transaction
+from tests.helpers.cluster import until
 from tests.helpers.core import CALLER, FINGERPRINT, Core, There, make_template, open_core
 
 STARTED = StateParameters("d", "n1", 2, 0, False)
@@ -295,6 +296,35 @@ async def test_a_command_is_given_up_when_its_operation_is_cancelled_or_late(cor
     late = await ended(core, operation)
     assert late.status is Status.FAILURE and late.error is not None and late.error.code == "deadline-passed"
     assert len(core.there.abandoned) == 2
+
+
+async def test_what_waits_for_a_lost_node_is_abandoned_and_undone_elsewhere(core: Core) -> None:
+    core.there.hanging.add(ReceiveContainer)
+    moving = await ACCEPT["container.move"](core)
+    await until(lambda: any(isinstance(each, ReceiveContainer) for each in core.there.waiting), "it waits for n2")
+    with pytest.raises(Conflict, match="no node that is out of reach"):
+        await core.engine.abandon(moving.id)
+    core.fleet.node_status("n2", NodeStatus.OFFLINE, "gone")
+    await core.engine.abandon(moving.id)
+    over = await core.engine.get(moving.id)
+    assert over.status is Status.FAILURE
+    assert over.error is not None and over.error.code == "abandoned" and "n2" in over.error.text
+    assert core.there.there["n1", "c"].status is Status.RUNNING, "the source runs again"
+    row = (await core.rows())["c"]
+    assert (row.node, row.operation) == ("n1", None)
+    with pytest.raises(Conflict, match="ended already"):
+        await core.engine.abandon(moving.id)
+
+
+async def test_an_abandoned_start_ends_at_once_and_frees_its_container(core: Core) -> None:
+    core.there.hanging.add(StartContainer)
+    starting = await ACCEPT["container.start"](core)
+    await until(lambda: core.there.waiting, "it waits for n1")
+    core.fleet.node_status("n1", NodeStatus.OFFLINE, "gone")
+    await core.engine.abandon(starting.id)
+    over = await core.engine.get(starting.id)
+    assert (over.status, over.error and over.error.code) == (Status.FAILURE, "abandoned")
+    assert all(row.operation is None for row in (await core.rows()).values())
 
 
 async def test_a_full_disk_delays_an_operation_and_forgets_nothing(core: Core, monkeypatch: Any) -> None:

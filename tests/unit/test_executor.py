@@ -32,7 +32,7 @@ from common.commands import (
     target_of,
 )
 from common.errors import NoSpace
-from common.messages import Accepted, Progress, Result
+from common.messages import Accepted, Outcome, Progress, Result, StateChanged
 from common.reports import ImageSpec
 from common.states import Status
 from tests.helpers.agent_parts import EPOCH, SESSION, agent_parts, spec
@@ -92,9 +92,10 @@ async def test_a_finished_command_is_answered_from_the_journal(tmp_path: Path) -
     async with agent_parts(tmp_path) as parts:
         first = await parts.do("op/1/do", CREATE)
         again = await parts.do("op/1/do", CREATE)
-        assert again == first
+        # How it ended; the state of then is nothing to go by, and the inventory has told that of now.
+        assert first.error is again.error is None and again.outcome == Outcome()
         # Even where it would be refused if it were new: the truth about what happened does not expire.
-        assert await parts.do("op/1/do", CREATE, expires_at=0.0, session="older", epoch=1) == first
+        assert await parts.do("op/1/do", CREATE, expires_at=0.0, session="older", epoch=1) == again
         assert len(parts.effects()) == 1
 
 
@@ -136,7 +137,8 @@ async def test_results_are_told_again_until_they_are_acknowledged(tmp_path: Path
     async with agent_parts(tmp_path) as parts:
         results = [await parts.do("op/1/do", CREATE), await parts.do("op/2/do", START)]
     async with agent_parts(tmp_path) as parts:
-        assert parts.sent == results
+        assert all(result.outcome is not None and result.outcome.container is not None for result in results)
+        assert parts.sent == [Result("op/1/do", outcome=Outcome()), Result("op/2/do", outcome=Outcome())]
         parts.executor.acknowledged(("op/1/do",))
         await parts.do("op/3/do", STOP)
         parts.sent.clear()
@@ -387,11 +389,27 @@ async def test_giving_up_what_is_over_or_unknown_is_answered(tmp_path: Path) -> 
     async with agent_parts(tmp_path) as parts:
         done = await parts.do("op/1/do", CREATE)
         parts.executor.abandon("op/1/do")
-        assert await parts.result("op/1/do", 2) == done
+        again = await parts.result("op/1/do", 2)
+        assert done.error is again.error is None and again.outcome == Outcome()
         parts.executor.abandon("op/9/do")
         unknown = await parts.result("op/9/do")
         assert unknown.error is not None
         assert unknown.error.code == "cancelled"
+
+
+async def test_a_command_that_failed_tells_what_is_there(tmp_path: Path) -> None:
+    async with agent_parts(tmp_path) as parts:
+        await parts.do("op/1/do", CREATE)
+        parts.driver.script.faults.append(Fault("container.start", when="after"))
+        failed = await parts.do("op/2/do", START)
+        assert failed.error is not None
+        told = [message for message in parts.sent if isinstance(message, StateChanged)]
+        assert [(one.container.status, one.removed) for one in told] == [(Status.RUNNING, False)]
+        assert parts.sent.index(told[0]) < parts.sent.index(failed)
+        parts.driver.script.faults.append(Fault("container.delete", when="after"))
+        assert (await parts.do("op/3/do", DeleteContainer("101", 1, force=True))).error is not None
+        gone = [message for message in parts.sent if isinstance(message, StateChanged)][-1]
+        assert (gone.container.id, gone.container.generation, gone.removed) == ("101", 1, True)
 
 
 async def test_what_was_begun_before_a_restart_and_given_up_never_runs(tmp_path: Path) -> None:

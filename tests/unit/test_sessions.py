@@ -112,6 +112,23 @@ def test_a_repeated_hello_changes_nothing() -> None:
     assert of.hello(ONE, hello(), 1) is session and session.ready
 
 
+def test_a_hello_that_comes_again_on_another_connection_is_nobody() -> None:
+    of = node()
+    session = online(of)
+    assert refused(of, TWO, hello(), 1) == "stale"
+    assert of.session is session
+    of.end("broken")
+    assert refused(of, TWO, hello(), 2) == "stale"
+    admitted(of, TWO, hello(connection=2), 3)
+
+
+def test_an_old_hello_on_the_connection_that_counts_leaves_it_alone() -> None:
+    of = node()
+    online(of)
+    session = admitted(of, TWO, hello(connection=2), 1)
+    assert of.hello(TWO, hello(), 2) is session
+
+
 def test_a_late_inventory_of_an_older_session_does_not_make_the_newer_ready() -> None:
     of = node()
     old = admitted(of, ONE, hello(), 0)
@@ -183,14 +200,15 @@ def test_a_resumed_copy_of_a_machine_is_noticed_by_its_connections_number() -> N
     of = node()
     online(of)
     # The copy woke up, found its connection dead and opened the next one; the original does the same now.
-    admitted(of, TWO, hello(connection=2), 1)
-    assert refused(of, ONE, hello(connection=2), 2) == "duplicate"
+    admitted(of, TWO, hello(connection=2, monotonic=5001.0), 1)
+    assert refused(of, ONE, hello(connection=2, monotonic=5002.0), 2) == "duplicate"
     assert of.judge(2) and "copies of host machine" in of.reason
     number = {ONE: 2, TWO: 2}
     for turn in range(1, 20):
         for connection in (ONE, TWO):
             number[connection] += 1
-            assert refused(of, connection, hello(connection=number[connection]), 2 + 9 * turn) == "duplicate"
+            again = hello(connection=number[connection], monotonic=5000.0 + 10 * turn + connection[-1])
+            assert refused(of, connection, again, 2 + 9 * turn) == "duplicate"
     assert refused(of, ONE, hello(connection=30), 2 + 9 * 19 + QUIET - 0.1) == "duplicate"
     admitted(of, ONE, hello(connection=31), 2 + 9 * 19 + QUIET)
 

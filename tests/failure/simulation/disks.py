@@ -7,7 +7,7 @@ import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import OperationalError
@@ -16,7 +16,9 @@ from sqlalchemy.pool import StaticPool
 from agent import journal as journal_module
 from agent.journal import Journal
 from common.clock import Clock
+from common.errors import Unavailable
 from controller.store.db import CommitListener, Database, Transaction, _Job
+from controller.store.mark import Mark, Marked
 from controller.store.models import metadata
 from tests.failure.simulation.loop import Process
 
@@ -48,12 +50,32 @@ def full_error() -> sqlite3.OperationalError:
 # ---------------------------------------------------------------- the controller's store
 
 
+class SimulatedMark:
+    """The side file that remembers the last commit; has the methods of `controller.store.mark.Mark`."""
+
+    def __init__(self) -> None:
+        self.marked: Marked | None = None
+
+    def read(self) -> Marked | None:
+        return self.marked
+
+    def open(self, commits: int) -> None:
+        self.marked = Marked(commits, clean=False)
+
+    def advance(self, commits: int) -> None:
+        self.marked = Marked(commits, clean=False)
+
+    def close(self) -> None:
+        """It is never closed in order."""
+
+
 class StoreDisk(Disk):
     """The controller's disk with its database, which is kept in memory and is the same for all its lives."""
 
     def __init__(self, seed: int) -> None:
         super().__init__("controller", seed)
         self.connection = _ENGINE.connection()
+        self.mark = SimulatedMark()
         _ENGINE.disk = self
         for table in reversed(metadata.sorted_tables):
             self.connection.execute(table.delete())
@@ -103,7 +125,7 @@ class SimulatedDatabase(Database):
     """The store of one life of the controller: the real batches and rules, at virtual times and without a thread."""
 
     def __init__(self, disk: StoreDisk, process: Process, on_commit: CommitListener) -> None:
-        super().__init__("sqlite://", on_commit)
+        super().__init__("sqlite://", on_commit, cast(Mark, disk.mark))
         self._disk = disk
         self._process = process
         self._waiting: list[_Job] = []
@@ -112,6 +134,10 @@ class SimulatedDatabase(Database):
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
+        try:
+            self._begin_numbering(self._disk.connection)
+        except OperationalError as error:
+            raise Unavailable(f"the database cannot be opened: {error}") from None
 
     async def close(self) -> None:
         self._loop = None

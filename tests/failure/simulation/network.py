@@ -1,7 +1,7 @@
 """The network between agents and controller: ordered connections with delay, loss, partitions; and its rarer tricks.
 
-Like TCP a connection loses nothing in its middle and keeps the order: what it loses is its end. Beyond that (F7) a
-command may come twice or late or in a later session, and so may what only tells how it goes.
+Like TCP a connection loses nothing in its middle and keeps the order: what it loses is its end. Beyond that (F7)
+messages may come twice or overtake others, and commands of an earlier session may come in a later one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ Direction = Literal["up", "down"]
 """`up` is from the agent to the controller."""
 Receive = Callable[[bytes, str, bytes], None]
 RECONNECT = (0.05, 1.0)
-LOOSE = frozenset({"command", "ping", "abandon", "result-acknowledged", "accepted", "progress", "heartbeat"})
-"""Messages whose order among others means nothing: these may be overtaken. All may come twice that may be repeated."""
-REPEATABLE = LOOSE | {"result", "confirm"}
+OVERTAKEN_BY = 1.0
+"""Seconds by which a message may come before one that was sent earlier; less than the controller waits for that one."""
+NUMBERED = frozenset({"accepted", "progress", "heartbeat", "result", "samples", "state-changed", "inventory"})
+"""What an agent says in a session: the controller restores its order."""
+LOOSE = NUMBERED | {"command", "ping", "abandon", "result-acknowledged"}
+"""Messages that may be overtaken, or come twice. The words with which a session begins may not."""
 
 
 @dataclass
@@ -128,7 +131,7 @@ class Network:
         self._trace = trace
         self._numbers = 0
         self._wires: dict[Wire, None] = {}
-        self._held: dict[str, deque[tuple[Wire, Direction, bytes]]] = {}
+        self._held: dict[str, deque[tuple[Wire, Direction, bytes, str]]] = {}
         self._recorded: dict[str, deque[bytes]] = {}
         self._streams: dict[asyncio.Future[None], str] = {}
 
@@ -181,20 +184,18 @@ class Network:
 
     def send(self, wire: Wire, direction: Direction, payload: bytes) -> None:
         """A message sets out."""
-        weather, kind = self.weather, str(msgpack.unpackb(payload)["type"])
-        if direction in self.cut.get(wire.host, ()):
-            self._held.setdefault(wire.host, deque()).append((wire, direction, payload))
-            return
+        weather, kind = self.weather, _kind(payload)
         if kind == "command":
             self._recorded.setdefault(wire.host, deque(maxlen=16)).append(payload)
         delay = self._chance.uniform(*weather.delay)
         if weather.late and self._chance.random() < weather.late:
             delay += self._chance.uniform(0.05, 3.0)
         arrival = self._loop.time() + delay
-        if kind not in LOOSE or not self._happens(weather.overtaken):
-            arrival = wire.arrival[direction] = max(arrival, wire.arrival[direction])
+        overtakes = OVERTAKEN_BY if kind in LOOSE and self._happens(weather.overtaken) else 0.0
+        arrival = max(arrival, wire.arrival[direction] - overtakes)
+        wire.arrival[direction] = max(arrival, wire.arrival[direction])
         self._loop.call_at(arrival, self._arrive, wire, direction, payload, kind)
-        if kind in REPEATABLE and self._happens(weather.twice):
+        if kind in LOOSE and self._happens(weather.twice):
             again = arrival + self._chance.uniform(0.0, 3.0)
             self._loop.call_at(again, self._arrive, wire, direction, payload, kind)
         if direction == "down" and self._happens(weather.replayed) and self._recorded.get(wire.host):
@@ -212,7 +213,7 @@ class Network:
         if wire.closed or wire.server is None or wire.server.process.dead:
             return
         if direction in self.cut.get(wire.host, ()):
-            self._held.setdefault(wire.host, deque()).append((wire, direction, payload))
+            self._held.setdefault(wire.host, deque()).append((wire, direction, payload, kind))
             return
         if kind not in ("heartbeat", "ping", "samples"):
             self._trace.note("message", f"{wire.host} {direction} {kind} {_about(payload)}")
@@ -245,9 +246,9 @@ class Network:
         held = self._held.pop(host, deque())
         if self._chance.random() < 0.3:
             self.sever_host(host)
-        for wire, direction, payload in held:
-            if not wire.closed:
-                self.send(wire, direction, payload)
+        # At once and in their order: what set out later is still under way.
+        for wire, direction, payload, kind in held:
+            self._arrive(wire, direction, payload, kind)
 
     # ------------------------------------------------------------ streams
 
@@ -274,6 +275,12 @@ class Network:
         for broken, at in list(self._streams.items()):
             if host in (None, at) and not broken.done():
                 broken.set_result(None)
+
+
+def _kind(payload: bytes) -> str:
+    """A message's tag; `common.codec` packs it first, as a short string."""
+    assert payload[1:6] == b"\xa4type", payload[:20]
+    return payload[7 : 7 + (payload[6] & 0x1F)].decode()
 
 
 def _about(payload: bytes) -> str:

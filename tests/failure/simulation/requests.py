@@ -122,9 +122,7 @@ def _copy_snapshot(asking: Asking) -> Awaitable[Operation]:
 
 def _move(asking: Asking) -> Awaitable[Operation]:
     name = asking.chance.choice(IDS) if asking.chance.random() < 0.2 else None
-    return asking.services.moves.move(
-        CALLER, asking.container, RenameBody(name=name, node=asking.node, migration=True)
-    )
+    return asking.services.moves.move(CALLER, asking.container, RenameBody(name=name, node=asking.node, migration=True))
 
 
 def _take_snapshot(asking: Asking) -> Awaitable[Operation]:
