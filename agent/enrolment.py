@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import re
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 from msgspec import Struct
@@ -22,6 +22,8 @@ from common.names import check_node_name
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LINK = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 _KEY = re.compile(r"[!-~]{40}")
+CLOCK_ERROR = timedelta(days=2)
+"""By how much a host's clock may be wrong, so that it can still join."""
 MAX_TOKEN = 8192
 
 
@@ -83,7 +85,8 @@ async def join(text: str, config: AgentConfig, clock: Clock) -> AgentConfig:
         raise Conflict(f"the token is for node {token.node}, not for {config.node}")
     if (config.state / "agent.json").exists():
         return _joined_before(token, config)
-    if token.expires <= clock.now().astimezone(UTC):
+    # The controller decides; this host's own clock may be wrong.
+    if token.expires + CLOCK_ERROR <= clock.now().astimezone(UTC):
         raise DeadlinePassed(f"the token expired at {token.expires.isoformat()}: ask the controller for a new one")
     config.state.mkdir(mode=0o711, parents=True, exist_ok=True)
     config.state.chmod(0o711)

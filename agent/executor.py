@@ -20,7 +20,7 @@ from agent.locks import KeyedLocks
 from agent.progress import ProgressReporter
 from common.clock import Clock
 from common.commands import COMMANDS, StopContainer, TimeoutClass
-from common.errors import Cancelled, DeadlinePassed, Internal, NoSpace, NotFound, VzfleetError
+from common.errors import Cancelled, DeadlinePassed, Internal, NoSpace, NotFound, Stale, Unavailable, VzfleetError
 from common.failpoints import FailPoints, never
 from common.messages import Accepted, AgentMessage, Command, Result, StateChanged
 from common.reports import ContainerReport, WireError
@@ -33,6 +33,7 @@ BOUNDARIES = ("received", "begun", "done", "finished", "told")
 """Where a test can make the agent fail at a command: before and after it stands in the journal, after the driver, after
 its result stands in the journal, after that is on its way. The point is `agent/<step>/<do or undo>/<boundary>`."""
 MAX_TEXT = 2000
+MOST_REFUSED = 10_000
 
 
 class Executor:
@@ -57,6 +58,8 @@ class Executor:
         self._tasks = Tasks("executor")
         self._running: dict[str, bool] = {}
         """The ids of commands under way; True once they stand in the journal."""
+        self._refused: dict[str, Result] = {}
+        """Commands of this session that will never run: their operations may have gone on, whatever comes of them."""
         self._abandoned: set[str] = set()
         self._work: dict[str, asyncio.Task[Done]] = {}
         self._locks = KeyedLocks()
@@ -67,13 +70,14 @@ class Executor:
     async def begin_session(self, session: str, epoch: int) -> None:
         """Commands of this session count from now on; what was finished and not acknowledged is told again."""
         self._session = session
+        self._refused.clear()
         if epoch < self._journal.epoch:
             log.error("the controller's epoch went back", extra={"epoch": epoch, "seen": self._journal.epoch})
         try:
             await self._journal.see_epoch(epoch)
-        except NoSpace:
+        except (NoSpace, Unavailable) as error:
             # The node stays in reach: each command is answered with the same reason.
-            log.error("the epoch cannot be kept: the journal's disk is full")
+            log.error("the epoch cannot be kept", extra={"reason": error.text})
         for result in await self._journal.unacknowledged():
             self._send(_of_before(result))
 
@@ -86,6 +90,9 @@ class Executor:
         if command.id in self._running:
             if self._running[command.id]:
                 self._send(Accepted(command.id))
+            return
+        if command.id in self._refused:
+            self._send(self._refused[command.id])
             return
         self._running[command.id] = False
         self._tasks.start(self._handle(command), command.id)
@@ -109,7 +116,14 @@ class Executor:
         if record is not None:
             # Begun before a restart: from now on it is answered, should it come again.
             await self._finish(given_up)
-        self._send(given_up)
+        self._refuse(given_up)
+
+    def _refuse(self, refusal: Result) -> None:
+        """Tell that a command does not run, and keep to that when a copy of it comes late in this session."""
+        self._refused[refusal.command] = refusal
+        if len(self._refused) > MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        self._send(refusal)
 
     def acknowledged(self, commands: tuple[str, ...]) -> None:
         """The controller has these results."""
@@ -126,8 +140,8 @@ class Executor:
     async def _acknowledge(self, commands: tuple[str, ...]) -> None:
         try:
             await self._journal.acknowledge(commands)
-        except NoSpace:
-            log.error("acknowledgements cannot be kept: the results will be sent again")
+        except (NoSpace, Unavailable) as error:
+            log.error("acknowledgements cannot be kept: the results are sent again", extra={"reason": error.text})
 
     async def _handle(self, command: Command) -> None:
         current_command.set(command.id)
@@ -137,7 +151,12 @@ class Executor:
         except VzfleetError as error:
             # Refused, or the journal cannot be used: either way the driver was not touched.
             log.warning("a command is refused", extra={"error": error.text})
-            self._send(Result(command.id, error=_wire(error)))
+            refusal = Result(command.id, error=_wire(error))
+            if isinstance(error, Stale):
+                # Of an earlier session, or late: the controller sends it again, and then it may run.
+                self._send(refusal)
+            else:
+                self._refuse(refusal)
         finally:
             del self._running[command.id]
             self._abandoned.discard(command.id)
@@ -221,13 +240,13 @@ class Executor:
             del self._work[command.id]
 
     async def _finish(self, result: Result) -> None:
-        """Keep the result; while the disk is full, try again, because it must not be told before it is kept."""
+        """Keep the result; while the disk fails, try again, because it must not be told before it is kept."""
         while True:
             try:
                 await self._journal.finish(result)
                 return
-            except NoSpace:
-                log.error("the result cannot be kept: the journal's disk is full")
+            except (NoSpace, Unavailable) as error:
+                log.error("the result cannot be kept", extra={"reason": error.text})
                 await asyncio.sleep(random.uniform(0.5, 1.0))  # noqa: S311 jitter
 
     def _fences(self) -> Fences:

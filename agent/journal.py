@@ -235,6 +235,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         path.chmod(0o600)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
+        # Kibibytes: single rows are looked up by their key, which needs no more.
+        database.execute("PRAGMA cache_size = -256")
         database.executescript(_SCHEMA)
     except sqlite3.Error:
         database.close()

@@ -27,14 +27,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backoff:
-    """Seconds before the next try: they double from `first` to `longest`, each time with jitter."""
+    """Seconds before the next try: they double from `first` to `longest`, each time with jitter.
+
+    To `unreachable` only where the controller is out of reach: once the network is back, so is the node within 10 s.
+    """
 
     first: float = 0.1
     longest: float = 10.0
+    unreachable: float = 2.0
 
-    def delay(self, failures: int) -> float:
-        """Before the try after this many failures in a row, at least one."""
-        ceiling = min(self.longest, self.first * 2.0 ** min(failures, 30))
+    def delay(self, failures: int, *, refused: bool = False) -> float:
+        """Before the try after this many failures in a row, at least one. A refusal is not cured by haste."""
+        longest = self.longest if refused else min(self.unreachable, self.longest)
+        ceiling = min(longest, self.first * 2.0 ** min(failures + 5 * refused, 30))
         return random.uniform(0.5, 1.0) * ceiling  # noqa: S311 jitter
 
 
@@ -86,9 +91,7 @@ class Link:
                 except LinkLost as reason:
                     was_connected = self.connected.is_set()
                     failures = 1 if was_connected else failures + 1
-                    # A refusal is not cured by haste.
-                    tries = failures + 5 if isinstance(reason, LinkRefused) else failures
-                    delay = self._backoff.delay(tries)
+                    delay = self._backoff.delay(failures, refused=isinstance(reason, LinkRefused))
                     lasted = round(self._clock.monotonic() - began, 1)
                     log.warning("no link", extra={"reason": str(reason), "lasted": lasted, "retry_in": round(delay, 2)})
                 finally:

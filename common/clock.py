@@ -29,6 +29,25 @@ class SystemClock:
         return datetime.now(UTC)
 
 
+class SteadyClock:
+    """Wall time for lifetimes: what `clock` shows first, from then on carried by its monotonic time.
+
+    Setting the machine's clock changes no lifetime that is measured with it. `at_most` is believed instead of a later
+    first time.
+    """
+
+    def __init__(self, clock: Clock, at_most: datetime | None = None) -> None:
+        self._clock = clock
+        self._began = clock.monotonic()
+        self._first = clock.now() if at_most is None else min(clock.now(), at_most)
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def now(self) -> datetime:
+        return self._first + timedelta(seconds=self._clock.monotonic() - self._began)
+
+
 class ManualClock:
     """A clock that a test moves by hand."""
 
@@ -41,6 +60,10 @@ class ManualClock:
 
     def now(self) -> datetime:
         return self._now
+
+    def set(self, now: datetime) -> None:
+        """Set the wall clock, as its owner or the network's time may."""
+        self._now = now
 
     def advance(self, seconds: float) -> None:
         """Move both clocks forward."""

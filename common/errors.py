@@ -15,6 +15,8 @@ VzfleetError
 ├── NoSpace              a disk is full
 ├── DeadlinePassed       it took too long
 ├── Cancelled            somebody asked for it to stop
+├── Abandoned            an operator gave up on the node that should have done it
+│   └── Fenced           an operator stated that the node's host is off
 ├── Stale                an older epoch, session or generation, or an expired command: never run
 ├── Unsupported          this driver or storage cannot do it; says why
 ├── DriverFailed         a tool of the host failed; carries what it printed
@@ -138,6 +140,12 @@ class Abandoned(VzfleetError):
     """An operator gave up on the node that should have done it; whether it did is not known."""
 
     code = "abandoned"
+
+
+class Fenced(Abandoned):
+    """An operator stated that the node's host is off: it is neither asked nor waited for."""
+
+    code = "fenced"
 
 
 class Stale(VzfleetError):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import DeadlinePassed, DriverFailed
@@ -30,9 +30,17 @@ def watch_by_descriptor() -> None:
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 
-async def run(arguments: Sequence[str], *, timeout: float, check: bool = True, input: bytes | None = None) -> Completed:
+async def run(
+    arguments: Sequence[str],
+    *,
+    timeout: float,
+    check: bool = True,
+    input: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Completed:
     """Run a program to its end, within `timeout` seconds; on cancellation it is killed with its children.
 
+    `environment` goes over our own; a PATH in it is also where the program is looked for.
     Raises DriverFailed when `check` and it ends with an error or cannot be started, DeadlinePassed at the time-out.
     """
     try:
@@ -42,7 +50,7 @@ async def run(arguments: Sequence[str], *, timeout: float, check: bool = True, i
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})},
         )
     except OSError as error:
         raise DriverFailed(f"{arguments[0]} cannot be started: {error.strerror}") from None

@@ -8,14 +8,14 @@ import logging
 import platform
 import uuid
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from common import VERSION, keys
-from common.clock import Clock, SystemClock, timestamp
+from common.clock import Clock, SteadyClock, SystemClock, timestamp
 from common.errors import VzfleetError
 from common.failpoints import from_environment
 from common.tasks import Tasks
@@ -25,18 +25,22 @@ from controller.api.services import ServerFacts, Services
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.router import Router
 from controller.dispatch.sessions import LinkSettings
+from controller.events import Events
 from controller.fleet import Fleet
+from controller.identifiers import operation_ids
 from controller.images.busybox import BusyboxBuilder
 from controller.images.debian import DebianBuilder
 from controller.images.files import ImageFiles
 from controller.operations.catalogue import KINDS
 from controller.operations.engine import Engine
 from controller.operations.kinds import Resources
-from controller.records import Change, Token
+from controller.records import Change, Event, Token
 from controller.relay import Relay
 from controller.services.changes import Changes
 from controller.services.containers import Containers
+from controller.services.drains import Drains
 from controller.services.enrolment import Enrolment
+from controller.services.fencing import Fencing
 from controller.services.identities import Identities
 from controller.services.image_operations import ImageOperations
 from controller.services.images import Images
@@ -45,20 +49,25 @@ from controller.services.nodes import Nodes
 from controller.services.operations import Operations
 from controller.services.promises import Promises
 from controller.services.reconciliation import Reconciliation
+from controller.services.recovery import Recovery
 from controller.services.states import States
 from controller.services.witnesses import Witnesses
 from controller.settings import ControllerSettings
 from controller.spool import Spool
 from controller.store import containers as container_rows
 from controller.store import counters, health, schema
+from controller.store import events as event_rows
 from controller.store import images as image_rows
 from controller.store import nodes as node_rows
 from controller.store import operations as operation_rows
 from controller.store.db import Database
 from controller.store.mark import Mark
+from controller.store.telling import draft
 
 log = logging.getLogger(__name__)
 SAVE_FIGURES_EVERY = 30.0
+BELIEVED_STEP = timedelta(days=1)
+"""How much later than its last operation a starting controller believes to be, before it forgets history."""
 PRUNE_EVERY = 600.0
 
 
@@ -88,7 +97,9 @@ class App:
         self._tasks = Tasks("controller")
         self.fleet = Fleet(self._clock)
         self._mark = Mark(settings.state / "store.mark")
-        self.store = Database(settings.url, self._committed, self._mark)
+        self.store = Database(settings.url, self._committed, self._mark, event_rows.EventLog(self._clock))
+        self.events = Events(self.store)
+        self.fleet.sampled = self.events.sampled
         self.identities = Identities(self.store, Spool(settings.state), self._clock)
         self.nodes = Nodes(self.store, self.fleet, settings, self._clock)
         self._files = ImageFiles(settings.state / "images")
@@ -104,20 +115,27 @@ class App:
         key = keys.load(settings.state / "link.key")
         (settings.state / "images").mkdir(mode=0o700, exist_ok=True)
         self._files.sweep()
-        self.reconciliation = Reconciliation(settings.state, self.fleet, self.store, self._clock)
+        self.reconciliation = Reconciliation(settings.state, self.fleet, self.store, self.events, self._clock)
         if lost is not None:
             self.reconciliation.begin(lost)
         await self.store.open()
+        await self.events.open()
+        if lost is not None:
+            restored = draft(event_rows.RESTORED, "/1.0", context={"reason": lost})
+            await self.store.write(lambda transaction: event_rows.tell(transaction, restored))
         await self.store.read(self._load)
+        await self._go_on_in_time()
         if self.reconciliation.kept:
             await self.reconciliation.end_unfinished()
         await self.identities.open()
         epoch = await self.store.write(lambda transaction: counters.advance(transaction, "epoch"))
+        self.fencing = Fencing(self.nodes, self.store, self.fleet, self._clock)
         self.witnesses = Witnesses(
-            self.nodes,
+            self.fencing,
             self.reconciliation,
             self.store,
             self.fleet,
+            self.events,
             epoch,
             raised=lambda higher: self.dispatcher.raise_epoch(higher),
         )
@@ -134,7 +152,10 @@ class App:
         await self.nodes.restore_figures()
         for name, node in self.fleet.nodes.items():
             self.dispatcher.enrol(name, node.record.public_key)
+        self.fencing.begin(self.dispatcher)
         self.dispatcher.start()
+        if not self.reconciliation.kept:
+            await services.images.sweep()
         await self.engine.resume()
         self._serve(services, tls)
         self._tasks.start(self._save_figures(), "figures")
@@ -146,7 +167,8 @@ class App:
         ticket_key = hashlib.sha256(f"image tickets {key.secret}".encode()).digest()
         builders = (BusyboxBuilder(), DebianBuilder())
         images = Images(self.store, self.fleet, self._files, builders, self._clock, ticket_key)
-        resources = Resources(self.fleet, self.dispatcher, images, relay, self._clock)
+        drains = Drains(self._clock)
+        resources = Resources(self.fleet, self.dispatcher, images, relay, self._clock, drains)
         self.engine = Engine(self.store, KINDS, resources, self.dispatcher.acknowledge, from_environment())
         self.promises = Promises(self.store, self._clock, self.settings.idempotency_lifetime)
         operations = Operations(self.store, self.engine, self.promises, self._clock)
@@ -156,11 +178,14 @@ class App:
             self.nodes,
             self.dispatcher,
             self.settings,
-            self._clock,
+            SteadyClock(self._clock),
             authority=tls.fingerprint,
             public_key=key.public,
         )
         changes = Changes(containers)
+        moves = Moves(containers, changes)
+        states = States(containers)
+        drains.use(containers, moves, states)
         server = ServerFacts(
             name=platform.node(),
             version=VERSION,
@@ -170,10 +195,14 @@ class App:
         )
         return Services(
             fleet=self.fleet,
+            events=self.events,
             containers=containers,
             changes=changes,
-            moves=Moves(containers, changes),
-            states=States(containers),
+            moves=moves,
+            states=states,
+            recovery=Recovery(containers, images),
+            drains=drains,
+            fencing=self.fencing,
             images=images,
             image_operations=ImageOperations(images, operations),
             nodes=self.nodes,
@@ -207,11 +236,21 @@ class App:
             image_rows.rows.all(connection),
         )
 
+    async def _go_on_in_time(self) -> None:
+        """Whatever the clock shows now: order goes on from the last operation, and history is not older by far."""
+        latest = await self.store.read(operation_rows.latest)
+        at_most = None
+        if latest is not None:
+            operation_ids.follow(latest.id)
+            at_most = datetime.fromisoformat(latest.updated_at) + BELIEVED_STEP
+        self._history_clock = SteadyClock(self._clock, at_most)
+
     def _committed(self, changes: Sequence[Change]) -> None:
         self.fleet.apply(changes)
         for change in changes:
             if change.kind is Token:
                 self.identities.apply(change)
+        self.events.publish([change.record for change in changes if isinstance(change.record, Event)])
 
     async def stop(self) -> None:
         """Answer nobody any more, leave operations where they stand, keep the last figures, close the store."""
@@ -221,6 +260,8 @@ class App:
         await self.engine.close()
         await self.dispatcher.close()
         await self.witnesses.close()
+        await self.fencing.close()
+        await self.events.close()
         if self._server is not None:
             await self._server.close_all_connections()
         try:
@@ -248,5 +289,8 @@ class App:
             await asyncio.sleep(PRUNE_EVERY)
 
     async def _prune_batch(self) -> int:
-        before = timestamp(self._clock.now() - timedelta(seconds=self.settings.operation_history))
-        return await self.store.write(lambda transaction: operation_rows.prune(transaction, before))
+        before = timestamp(self._history_clock.now() - timedelta(seconds=self.settings.operation_history))
+        keep = self.settings.event_history
+        return await self.store.write(
+            lambda transaction: operation_rows.prune(transaction, before) + event_rows.prune(transaction, before, keep)
+        )

@@ -29,7 +29,8 @@ SERVER_NAME = "vzfleet-controller"
 _CA_DAYS = 3650
 _SERVER_DAYS = 825
 _RENEW_DAYS = 30
-_BACKDATED = timedelta(hours=1)
+_BACKDATED = timedelta(days=2)
+"""So that hosts whose clocks are wrong by a day can speak with a controller that was set up just now."""
 _ALWAYS: tuple[x509.GeneralName, ...] = (
     x509.DNSName("localhost"),
     x509.DNSName(SERVER_NAME),

@@ -5,7 +5,7 @@ A mirror of committed rows plus what agents pushed. No SQL, no waiting: every re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,15 +14,22 @@ from common.clock import Clock, timestamp
 from common.messages import Inventory, Outcome, Samples
 from common.reports import ContainerReport, ContainerSample
 from common.states import NodeStatus
-from controller.live import LiveContainer, LiveNode, ShownStatus, Unclaimed, shown_status
+from controller.live import CLOCK_STEP, LiveContainer, LiveNode, ShownStatus, Unclaimed, shown_status
 from controller.records import Change, Container, Image, Node, Phase, Snapshot
+
+LARGEST_ERROR = 1e10
+"""Seconds by which an agent's clock is believed to be wrong at most: what agents send is shown."""
 
 
 class Fleet:
-    """Nodes, containers and images in memory. `revision` grows with every change that a reader could see."""
+    """Nodes, containers and images in memory. `revision` grows with every change that a reader could see.
+
+    `sampled` hears which containers have new figures.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.sampled: Callable[[Collection[str]], None] | None = None
         self.nodes: dict[str, LiveNode] = {}
         self.containers: dict[str, LiveContainer] = {}
         self.images: dict[str, Image] = {}
@@ -102,7 +109,10 @@ class Fleet:
         if not isinstance(change.record, Node):
             self.nodes.pop(change.key, None)
         elif change.key in self.nodes:
-            self.nodes[change.key].record = change.record
+            node = self.nodes[change.key]
+            node.record = change.record
+            for container in node.containers:
+                self._touch(self.containers[container])
         else:
             self.nodes[change.key] = LiveNode(change.record, since=timestamp(self._clock.now()))
 
@@ -157,10 +167,12 @@ class Fleet:
         node = self.nodes.get(name)
         if node is None:
             return
-        node.sample, node.sampled_at = samples.node, self._not_ahead(samples.sampled_at)
+        ahead = samples.sampled_at - self._clock.now().timestamp()
+        node.clock_error = max(-LARGEST_ERROR, min(LARGEST_ERROR, ahead)) if abs(ahead) > CLOCK_STEP else 0.0
+        node.sample, node.sampled_at = samples.node, self._by_our_clock(node, samples.sampled_at)
         node.last_seen = timestamp(self._clock.now())
-        for sample in samples.containers:
-            self._put_sample(name, sample, samples.sampled_at)
+        new = [sample.id for sample in samples.containers if self._put_sample(name, sample, samples.sampled_at)]
+        self._tell_sampled(new)
         self.revision += 1
 
     def state_changed(self, name: str, report: ContainerReport, removed: bool) -> None:
@@ -184,15 +196,16 @@ class Fleet:
         if report is not None and not self._belongs(name, report):
             # A move or a rename: the row that claims it is written when the operation gets there.
             if name in self.nodes:
-                at = None if sampled_at is None else self._not_ahead(sampled_at)
+                at = None if sampled_at is None else self._by_our_clock(self.nodes[name], sampled_at)
                 self.nodes[name].keep(Unclaimed(report, outcome.sample, at))
             return
         if report is not None:
             live = self.containers[report.id]
             live.report = report
             self._touch(live)
-        if outcome.sample is not None and sampled_at is not None:
-            self._put_sample(name, outcome.sample, sampled_at)
+        sample = outcome.sample
+        if sample is not None and sampled_at is not None and self._put_sample(name, sample, sampled_at):
+            self._tell_sampled([sample.id])
 
     def gone(self, name: str, container: str) -> None:
         """A command removed this container from the node: what was reported of it there holds no more."""
@@ -204,16 +217,23 @@ class Fleet:
             live.report = None
             self._touch(live)
 
-    def _put_sample(self, name: str, sample: ContainerSample, sampled_at: float) -> None:
+    def _put_sample(self, name: str, sample: ContainerSample, sampled_at: float) -> bool:
         live = self.containers.get(sample.id)
-        if live is None or live.record.node != name:
-            return
-        if live.take_sample(sample, self._not_ahead(sampled_at)):
-            self._touch(live)
+        node = self.nodes.get(name)
+        if node is None or live is None or live.record.node != name:
+            return False
+        if not live.take_sample(sample, self._by_our_clock(node, sampled_at)):
+            return False
+        self._touch(live)
+        return True
 
-    def _not_ahead(self, sampled_at: float) -> float:
+    def _tell_sampled(self, containers: Collection[str]) -> None:
+        if self.sampled is not None and containers:
+            self.sampled(containers)
+
+    def _by_our_clock(self, node: LiveNode, sampled_at: float) -> float:
         """A time by an agent's clock, which may be wrong: nothing was sampled in the future, or before 1970."""
-        return max(0.0, min(sampled_at, self._clock.now().timestamp()))
+        return max(0.0, min(sampled_at - node.clock_error, self._clock.now().timestamp()))
 
     def _belongs(self, name: str, report: ContainerReport) -> bool:
         live = self.containers.get(report.id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from common.reports import ContainerReport, ContainerSample, NodeSample
 from common.states import CONTAINER_STATES, NodeStatus, Status
-from controller.records import Container, Node, Phase, Snapshot
+from controller.records import Container, Node, NodeMode, Phase, Snapshot
 
 MAX_UNCLAIMED = 10_000
 """Containers of nobody that are kept for a node: what agents send must not fill the memory."""
@@ -65,6 +65,8 @@ class LiveNode:
     """A node's row, its status with the reason, and its load.
 
     `images` are those it holds, each with whether it is ready for containers with an id map; None: no inventory yet.
+    `clock_error` is by how many seconds its wall clock is ahead of ours, 0 unless that is more than CLOCK_STEP.
+    `returning` says what is done before it counts as back, and is empty while nothing is.
     """
 
     record: Node
@@ -74,14 +76,41 @@ class LiveNode:
     last_seen: str | None = None
     sample: NodeSample | None = None
     sampled_at: float | None = None
+    clock_error: float = 0.0
     images: dict[str, bool] | None = None
     unclaimed: dict[str, Unclaimed] = field(default_factory=dict)
     containers: set[str] = field(default_factory=set)
+    returning: str = ""
 
     @property
     def reachable(self) -> bool:
         """Whether it can be spoken with."""
-        return self.status in (NodeStatus.ONLINE, NodeStatus.SUSPECT)
+        return self.status in (NodeStatus.ONLINE, NodeStatus.SUSPECT) and self.record.mode is not NodeMode.FENCED
+
+    @property
+    def shown(self) -> NodeStatus:
+        """Its status by what is known of it and by what an operator decided."""
+        if self.reachable:
+            return NodeStatus.DRAINING if self.record.mode is NodeMode.DRAINING else self.status
+        return NodeStatus.OFFLINE
+
+    @property
+    def fence(self) -> str:
+        """Who fenced it and when; empty when nobody has."""
+        record = self.record
+        return f"fenced by {record.fenced_by} at {record.fenced_at}" if record.fenced_at is not None else ""
+
+    @property
+    def message(self) -> str:
+        """Why it is shown as it is."""
+        if self.returning:
+            return f"{self.fence}; {self.returning}" if self.fence else self.returning
+        if self.record.mode is NodeMode.FENCED:
+            return self.fence
+        if self.record.mode is NodeMode.DRAINING and self.reachable:
+            came_back = f"it is back after it was {self.fence}; " if self.fence else ""
+            return f"{came_back}no new containers until it is restored, {len(self.containers)} are on it"
+        return self.reason
 
     def take_status(self, status: NodeStatus, reason: str, now: str) -> None:
         """It became reachable or not, at `now`."""
@@ -115,7 +144,7 @@ def shown_status(live: LiveContainer, node: LiveNode | None) -> ShownStatus:
     if record.phase is Phase.FAILED:
         return ShownStatus(Status.ERROR, record.error, last)
     if node is None or not node.reachable:
-        reason = f"node {record.node} is out of reach: {node.reason if node else 'unknown'}"
+        reason = f"node {record.node} is out of reach: {node.message if node else 'unknown'}"
         return ShownStatus(Status.ERROR, reason, last)
     if live.report is None or last is None:
         return ShownStatus(Status.ERROR, f"node {record.node} does not have this container")

@@ -46,8 +46,8 @@ class Power(StrEnum):
 class Node(Record, frozen=True):
     """A host that has joined. `public_key` is its CURVE key in Z85, its identity.
 
-    `draining` gets no new containers; `fenced` was stated to be off at `fenced_at`, so that its containers may run
-    elsewhere.
+    `draining` gets no new containers; `fenced` was stated to be off at `fenced_at` by `fenced_by` (a token's name), so
+    that its containers may run elsewhere. One that came back is draining, and keeps both until it is restored.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Node(Record, frozen=True):
     description: str = ""
     mode: NodeMode = NodeMode.ACTIVE
     fenced_at: str | None = None
+    fenced_by: str | None = None
 
 
 class Container(Record, frozen=True):

@@ -39,7 +39,9 @@ class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_timeout: Positive = 8.0
     sample_interval: Positive = 5.0
     operation_history: Positive = 30 * 86400.0
-    """How long ended operations are kept."""
+    """How long ended operations are kept, and events at most."""
+    event_history: Annotated[int, Meta(gt=0)] = 100_000
+    """How many events are kept."""
     idempotency_lifetime: Positive = 86400.0
     """How long the first answer to an Idempotency-Key is kept."""
     join_token_lifetime: Positive = 3600.0

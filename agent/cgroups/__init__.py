@@ -7,5 +7,6 @@ see (`lxc.cgroup.dir.container.inner`, lxc.container.conf(5)).
 
 from agent.cgroups.base import ContainerCgroup, Figures
 from agent.cgroups.detect import Cgroups
+from agent.cgroups.moves import Moves
 
-__all__ = ["Cgroups", "ContainerCgroup", "Figures"]
+__all__ = ["Cgroups", "ContainerCgroup", "Figures", "Moves"]

@@ -32,13 +32,15 @@ class Cgroups:
 
     `version` is `v1` (also hybrid: the controllers are v1's, and v2 is mounted beside them without any) or `v2`.
     `bases` maps a v1 controller to the directory where LXC begins, `others` are the bases of hierarchies without a
-    controller of ours (systemd's, the hybrid v2); `unified` is the base on v2.
+    controller of ours (systemd's, the hybrid v2); `unified` is the base on v2. `own` is the cgroup of this process,
+    in the hierarchy of the memory controller or on v2, None when it cannot be told.
     """
 
     version: Literal["v1", "v2"]
     bases: dict[str, Path] = field(default_factory=dict)
     others: tuple[Path, ...] = ()
     unified: Path = Path("/sys/fs/cgroup")
+    own: Path | None = None
 
     @classmethod
     def detect(cls, proc: Path = Path("/proc")) -> Cgroups:
@@ -48,6 +50,8 @@ class Cgroups:
         """
         mounts = _cgroup_mounts((proc / "self/mountinfo").read_text(errors="surrogateescape"))
         homes = _homes((proc / "1/cgroup").read_text())
+        ours = _homes(read_text(proc / "self/cgroup") or "")
+        own: Path | None = None
         bases: dict[str, Path] = {}
         others: list[Path] = []
         for mount in mounts:
@@ -58,14 +62,17 @@ class Cgroups:
             name = next((option for option in sorted(mount.options) if option in homes), None)
             base = _base(mount, homes.get(name, "/") if name else "/")
             bases.update(dict.fromkeys(sorted(controllers), base))
+            if "memory" in controllers and "memory" in ours:
+                own = _base(mount, ours["memory"])
             if not controllers:
                 others.append(base)
         if "memory" in bases:
-            return cls("v1", bases, tuple(others))
+            return cls("v1", bases, tuple(others), own=own)
         unified = next((mount for mount in mounts if mount.type == "cgroup2"), None)
         if unified is None:
             raise Unsupported("no cgroup hierarchy with the memory controller is mounted")
-        return cls("v2", unified=_base(unified, homes.get("", "/")))
+        own = _base(unified, ours[""]) if "" in ours else None
+        return cls("v2", unified=_base(unified, homes.get("", "/")), own=own)
 
     def container(self, relative: str) -> ContainerCgroup:
         """The outer cgroup of a container, such as `vzfleet/101`. A path that leads elsewhere is ValueError."""

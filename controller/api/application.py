@@ -12,6 +12,7 @@ from tornado.web import Application, RequestHandler
 
 from controller.api import (
     containers,
+    events,
     images,
     internal,
     metadata,
@@ -43,6 +44,7 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     *images.routes,
     *nodes.routes,
     *operations.routes,
+    *events.routes,
     *placement.routes,
     *reconciliation.routes,
     *metadata.routes,

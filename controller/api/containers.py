@@ -8,7 +8,7 @@ from common.errors import InvalidRequest
 from common.names import check_container_id, check_node_name
 from common.states import Status, status_named
 from controller.api.base import Handler
-from controller.api.identity import Right
+from controller.api.identity import Right, authorize
 from controller.api.views import container_url, rendered
 from controller.live import LiveContainer
 from controller.services.changes import check_match, etag_of
@@ -16,6 +16,7 @@ from controller.services.requests import (
     CreateBody,
     CreateWithIdBody,
     MigrationSource,
+    RecoverBody,
     RenameBody,
     RestoreBody,
     UpdateBody,
@@ -107,7 +108,11 @@ class Container(Handler):
 
     async def post(self, container: str) -> None:
         check_container_id(container)
-        if self.has_field("source"):
+        if self.has_field("recover"):
+            # It takes an operator's word that the host is off.
+            authorize(self.caller, Right.ADMIN)
+            self.answer_operation(await self.services.recovery.recover(self.known, container, self.body(RecoverBody)))
+        elif self.has_field("source"):
             await create(self, container, self.body(CreateBody))
         else:
             body = self.body(RenameBody)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.events import Events
 from controller.fleet import Fleet
 from controller.relay import Relay
 from controller.services.changes import Changes
 from controller.services.containers import Containers
+from controller.services.drains import Drains
 from controller.services.enrolment import Enrolment
+from controller.services.fencing import Fencing
 from controller.services.identities import Identities
 from controller.services.image_operations import ImageOperations
 from controller.services.images import Images
@@ -17,6 +20,7 @@ from controller.services.nodes import Nodes
 from controller.services.operations import Operations
 from controller.services.promises import Promises
 from controller.services.reconciliation import Reconciliation
+from controller.services.recovery import Recovery
 from controller.services.states import States
 from controller.services.witnesses import Witnesses
 
@@ -37,10 +41,14 @@ class Services:
     """What handlers may ask."""
 
     fleet: Fleet
+    events: Events
     containers: Containers
     changes: Changes
     moves: Moves
     states: States
+    recovery: Recovery
+    drains: Drains
+    fencing: Fencing
     images: Images
     image_operations: ImageOperations
     nodes: Nodes

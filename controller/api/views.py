@@ -10,7 +10,7 @@ import orjson
 from common.clock import timestamp
 from common.options import parse_config
 from common.reports import ContainerSample, Interface
-from common.states import NodeStatus, Status
+from common.states import Status
 from common.units import format_percent, format_size
 from controller.fleet import Fleet
 from controller.live import LiveContainer, LiveNode
@@ -189,10 +189,14 @@ def node_view(fleet: Fleet, live: LiveNode) -> dict[str, Any]:
     return {
         "name": live.record.name,
         "description": live.record.description,
-        "status": str(live.status),
-        "message": live.reason,
+        "status": str(live.shown),
+        "message": live.message,
+        "mode": str(live.record.mode),
+        "fenced_at": live.record.fenced_at,
+        "fenced_by": live.record.fenced_by,
         "since": live.since,
         "last_seen": live.last_seen,
+        "clock_error": round(live.clock_error),
         "added_at": live.record.added_at,
         "architecture": facts.architecture if facts else None,
         "hostname": facts.hostname if facts else None,
@@ -219,7 +223,7 @@ def node_view(fleet: Fleet, live: LiveNode) -> dict[str, Any]:
         },
         "containers": len(records),
         "unmanaged": sorted(live.unclaimed),
-        "online": live.status in (NodeStatus.ONLINE, NodeStatus.SUSPECT),
+        "online": live.reachable,
     }
 
 
@@ -241,7 +245,7 @@ def image_view(image: Image) -> dict[str, Any]:
 
 
 def operation_view(operation: Operation, operations: Operations) -> dict[str, Any]:
-    """LXD's operation object (R16), and kind, err_code, requestor, ended_at."""
+    """LXD's operation object (R16), and kind, err_code, requestor, request, ended_at, and `duration` in seconds."""
     return {
         "id": operation.id,
         "class": "task",
@@ -250,6 +254,7 @@ def operation_view(operation: Operation, operations: Operations) -> dict[str, An
         "created_at": operation.created_at,
         "updated_at": operation.updated_at,
         "ended_at": operation.ended_at,
+        "duration": _seconds(operation.created_at, operation.ended_at),
         "status": operation.status.text,
         "status_code": int(operation.status),
         "resources": operation.resources,
@@ -263,7 +268,15 @@ def operation_view(operation: Operation, operations: Operations) -> dict[str, An
             "protocol": operation.requestor.protocol,
             "address": operation.requestor.address,
         },
+        "request": operation.request,
     }
+
+
+def _seconds(begin: str, end: str | None) -> float | None:
+    """Seconds between two times; the wall clock may have been set back meanwhile."""
+    if end is None:
+        return None
+    return max(0.0, round((datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds(), 6))
 
 
 def _results(operation: Operation) -> dict[str, Any]:

@@ -17,7 +17,10 @@ _FINAL = frozenset({"epoch", "generation"})
 
 @dataclass
 class Call:
-    """A command and where it stands. `sent_in` is the session it was last sent in, `send_at` when to send it again."""
+    """A command and where it stands. `sent_in` is the session it was last sent in, `send_at` when to send it again.
+
+    An `early` one does not wait for the node's inventory to be processed.
+    """
 
     command: str
     arguments: AnyArguments
@@ -26,6 +29,7 @@ class Call:
     request: str
     done: Callable[[Result | VzfleetError], None]
     progress: Callable[[Progress], None] | None = None
+    early: bool = False
     accepted: bool = False
     abandoned: bool = False
     refusal: str = ""

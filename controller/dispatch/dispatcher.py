@@ -12,7 +12,7 @@ from typing import cast
 from common.clock import Clock
 from common.codec import decode_from_controller, encode
 from common.commands import AnyArguments, Arguments
-from common.errors import Conflict, DeadlinePassed, NotFound, Unavailable, VzfleetError
+from common.errors import Conflict, DeadlinePassed, Fenced, NotFound, Unavailable, VzfleetError
 from common.messages import Command, Ping, Progress, Result
 from common.states import NodeStatus
 from common.tasks import Tasks
@@ -97,6 +97,25 @@ class Dispatcher:
             self._shut_out(peer, "the node was removed")
             peer.fail(Unavailable(f"node {node} was removed"))
 
+    def fence(self, node: str, reason: str) -> None:
+        """Its host is off: end its session, and its calls, those under way and those to come, with Fenced."""
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.fenced = reason
+            peer.link.fence(reason)
+            peer.fail(Fenced(reason))
+
+    def unfence(self, node: str) -> None:
+        """It is back: commands may go to it again, once its inventory is processed."""
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.fenced = ""
+
+    def connected(self, node: str) -> bool:
+        """Whether an agent of the node has a session, be its inventory processed or not."""
+        peer = self._peers.get(node)
+        return peer is not None and peer.link.session is not None
+
     def _shut_out(self, peer: Peer, reason: str) -> None:
         del self._by_key[peer.key]
         peer.shut_out(reason)
@@ -120,17 +139,21 @@ class Dispatcher:
         deadline: float,
         request: str = "",
         progress: Callable[[Progress], None] | None = None,
+        early: bool = False,
     ) -> Result:
         """Have a command carried out, however often the connection breaks, and return its result.
 
         `command` is its id for ever (a repeated one is answered from the agent's journal), `deadline` a moment of the
-        clock's monotonic time. Waits while the node is out of reach. Raises the error that the agent answers with,
-        DeadlinePassed, Unavailable when the node is not or no longer enrolled, InvalidRequest or TooLarge for what no
-        agent would accept. Cancelling it forgets the call, not what the agent does.
+        clock's monotonic time. Waits while the node is out of reach; an `early` command goes out before the node's
+        inventory is processed, and to a fenced node. Raises the error that the agent answers with, DeadlinePassed,
+        Unavailable when the node is not or no longer enrolled, Fenced, InvalidRequest or TooLarge for what no agent
+        would accept. Cancelling it forgets the call, not what the agent does.
         """
         peer = self._peers.get(node)
         if peer is None:
             raise Unavailable(f"node {node} is not enrolled")
+        if peer.fenced and not early:
+            raise Fenced(peer.fenced)
         if command in peer.calls:
             raise RuntimeError(f"command {command} is called twice at once")
         now = self._clock.monotonic()
@@ -140,7 +163,7 @@ class Dispatcher:
         sample = Command(command, self._sender.epoch, "", generation, now, allowed, request)
         decode_from_controller(encode(sample))
         ended: asyncio.Future[Result | VzfleetError] = asyncio.get_running_loop().create_future()
-        call = Call(command, allowed, generation, deadline, request, _settle(ended), progress)
+        call = Call(command, allowed, generation, deadline, request, _settle(ended), progress, early)
         peer.calls[command] = call
         try:
             peer.send_call(call, now)

@@ -33,7 +33,10 @@ class Sender:
 
 @dataclass
 class Peer:
-    """A node. `deferred` holds what came while its inventory was processed, `refused` whom it was last told to go."""
+    """A node. `deferred` holds what came while its inventory was processed, `refused` whom it was last told to go.
+
+    `fenced` says why nothing is asked of it, and is empty while it is.
+    """
 
     name: str
     key: str
@@ -44,6 +47,7 @@ class Peer:
     processing: bool = False
     deferred: deque[tuple[Session, Report]] = field(default_factory=deque)
     refused: tuple[bytes, float] | None = None
+    fenced: str = ""
 
     def __post_init__(self) -> None:
         self.link = NodeSession(self.sender.settings, lambda: uuid.uuid4().hex)
@@ -51,7 +55,7 @@ class Peer:
     def send_call(self, call: Call, now: float) -> None:
         """Send one command if the node takes commands and it is due; what is not queued now is due again soon."""
         session = self.link.session
-        if session is not None and session.ready and call.due(session, now):
+        if session is not None and (session.ready or call.early) and call.due(session, now):
             self.sender.to(session.connection, call.message(session, self.sender.epoch, self.sender.settings, now))
 
     def abandon(self, call: Call) -> None:

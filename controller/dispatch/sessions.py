@@ -161,6 +161,11 @@ class NodeSession:
         self.session = None
         self.reason = reason
 
+    def fence(self, reason: str) -> None:
+        """Its host is off: Offline at once, until an agent is let in and its inventory is processed."""
+        self.end(reason)
+        self._online_at = None
+
     def shut_out(self, reason: str) -> None:
         """Forget the session and who held the key: the next agent comes with another one."""
         self.end(reason)

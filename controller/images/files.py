@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
 from common.errors import Cancelled, NoSpace, TooLarge
@@ -172,6 +172,12 @@ class ImageFiles:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+    def sweep_unknown(self, known: Collection[str]) -> None:
+        """Remove the files of images that neither have a row nor are about to: a crash came before it was written."""
+        for fingerprint in self.fingerprints():
+            if fingerprint not in known:
+                self.delete(fingerprint)
 
 
 def sync_directory(directory: Path) -> None:

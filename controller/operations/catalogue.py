@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.operations import containers, copies, images, moves, snapshots, states
+from controller.operations import containers, copies, images, moves, nodes, recoveries, snapshots, states
 from controller.operations.kinds import Kind
 
 KINDS: dict[str, Kind] = {
@@ -22,6 +22,10 @@ KINDS: dict[str, Kind] = {
         snapshots.RESTORE,
         copies.COPY,
         moves.MOVE,
+        recoveries.FROM_IMAGE,
+        recoveries.FROM_COPY,
+        nodes.DRAIN,
+        nodes.RESTORE,
         images.IMPORT,
         images.DELETE,
     )

@@ -49,6 +49,10 @@ class Engine:
         """The kind of this name; KeyError is a programming error."""
         return self._kinds[name]
 
+    def description(self, name: str) -> str:
+        """What operations of this kind do; the name itself for one that an older version knew."""
+        return self._kinds[name].description if name in self._kinds else name
+
     def start(self, operation: Operation) -> None:
         """Begin with an operation whose row is committed."""
         kind = self._kinds[operation.kind]

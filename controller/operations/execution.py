@@ -105,6 +105,8 @@ class Execution:
         while (decision := machine.decide(kind.shape, state)).act is not Act.END:
             step = kind.steps[decision.step]
             context.place, context.step = f"{step.name}/{decision.act}", decision.step
+            # On the way back, or behind the point of no return, nobody is helped by a refusal.
+            context.patient = decision.act is Act.UNDO or 0 < kind.shape.no_return <= decision.step
             self._reach(f"{kind.name}/{context.place}/begin")
             if decision.act is Act.DO:
                 state, output = await self._do(context, step, state)
@@ -204,6 +206,9 @@ class Execution:
             operation = msgspec.structs.replace(operation, status=Status.CANCELLING)
         self.operation = operation
 
+    def _tell(self, facts: dict[str, Any]) -> None:
+        self.operation = msgspec.structs.replace(self.operation, metadata={**self.operation.metadata, **facts})
+
     def _show_progress(self, note: dict[str, Any]) -> None:
         metadata = {**self.operation.metadata, "progress": note}
         self.operation = msgspec.structs.replace(self.operation, metadata=metadata)
@@ -219,4 +224,4 @@ class Execution:
             fields = msgspec.to_builtins(message)
             self._show_progress({key: value for key, value in fields.items() if key not in ("type", "command")})
 
-        return Context(self.operation, self._resources, clock.monotonic() + left, report, progress)
+        return Context(self.operation, self._resources, clock.monotonic() + left, report, progress, self._tell)

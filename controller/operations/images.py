@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from typing import Any
 
 from msgspec import Struct
 
 from common.commands import DropImage
 from common.errors import VzfleetError
-from common.states import NodeStatus
 from controller.operations.kinds import Context, Kind, Step
 from controller.records import Operation
 from controller.store.db import Transaction
 
-log = logging.getLogger(__name__)
+REACH_TIME = 15.0
+"""Seconds within which a node must have dropped an image; it may only be connecting yet."""
 
 
 class ImportParameters(Struct, frozen=True):
-    """An upload that is complete on the controller's disk."""
+    """An upload that is complete on the controller's disk; `upload` is its fingerprint."""
 
     upload: str
     filename: str
@@ -39,18 +39,32 @@ async def _import(context: Context) -> dict[str, Any]:
 
 
 async def _drop(context: Context) -> dict[str, Any] | None:
-    """Have the nodes that can be reached drop it; the others keep a copy which nothing uses."""
+    """Have the nodes drop it, all at once; one that cannot be reached soon keeps a copy which nothing uses."""
     fingerprint = context.parameters(DeleteImageParameters).fingerprint
-    kept: dict[str, str] = {}
-    for name, node in list(context.resources.fleet.nodes.items()):
-        if node.images is None or fingerprint not in node.images or node.status is not NodeStatus.ONLINE:
-            continue
-        try:
-            await context.command(name, DropImage(fingerprint), 0, part=f"-{name}")
-            node.images.pop(fingerprint, None)
-        except VzfleetError as error:
-            kept[name] = error.text
+    # Right after a restart no node is in reach yet, nor is it known what each has.
+    nodes = [
+        name
+        for name, node in context.resources.fleet.nodes.items()
+        if node.images is None or fingerprint in node.images
+    ]
+    ends = await asyncio.gather(*(_drop_from(context, name, fingerprint) for name in nodes))
+    kept = {name: why for name, why in zip(nodes, ends, strict=True) if why is not None}
     return {"kept": kept} if kept else None
+
+
+async def _drop_from(context: Context, name: str, fingerprint: str) -> str | None:
+    """Why a node keeps an image; None when it is gone there."""
+    try:
+        async with asyncio.timeout(REACH_TIME):
+            await context.command(name, DropImage(fingerprint), 0, part=f"-{name}")
+    except TimeoutError:
+        return f"node {name} cannot be reached"
+    except VzfleetError as error:
+        return error.text
+    node = context.resources.fleet.nodes.get(name)
+    if node is not None and node.images is not None:
+        node.images.pop(fingerprint, None)
+    return None
 
 
 async def _forget(context: Context) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -11,7 +12,7 @@ import msgspec
 
 from common.clock import Clock
 from common.commands import Arguments, DeleteContainer, RenameContainer
-from common.errors import Abandoned, Conflict, Internal
+from common.errors import Abandoned, Conflict, Internal, NoSpace
 from common.messages import Outcome, Progress, Result
 from controller.fleet import Fleet
 from controller.operations.machine import Shape
@@ -21,6 +22,8 @@ from controller.store.db import Transaction
 
 T = TypeVar("T")
 ReportProgress = Callable[[str, int | None], None]
+ROOM_RETRY = 2.0
+"""Seconds between two tries of what a full disk refuses."""
 
 
 class Dispatch(Protocol):
@@ -61,23 +64,52 @@ class ImageSupply(Protocol):
         ...
 
 
+class Evacuation(Protocol):
+    """How containers leave a node and come back: `controller.services.drains`, or a test's double.
+
+    Each container is a child: an operation of its own, accepted as a user's would be.
+    """
+
+    async def gathered(self) -> None:
+        """Return when the nodes had time to connect since the controller's start."""
+        ...
+
+    async def waiting(self, operation: Operation) -> list[str]:
+        """The containers with which it still has to do something, in their order."""
+        ...
+
+    async def begin(self, operation: Operation, container: str) -> Operation:
+        """Have a child begin. Raises Busy, NoPlacement or what else refuses it."""
+        ...
+
+    async def children(self, operation: Operation) -> list[Operation]:
+        """All children that were begun, in their order."""
+        ...
+
+    async def ended(self, operation: str) -> Operation:
+        """An operation once it has ended. Raises NotFound."""
+        ...
+
+
 @dataclass(frozen=True)
 class Resources:
-    """What steps may use."""
+    """What steps may use. `evacuation` is None where no node is ever drained."""
 
     fleet: Fleet
     dispatch: Dispatch
     images: ImageSupply
     relay: Relay
     clock: Clock
+    evacuation: Evacuation | None = None
 
 
 @dataclass
 class Context:
-    """One operation under way. `deadline` is on the monotonic clock.
+    """One operation under way. `deadline` is on the monotonic clock; `tell` adds to the operation's metadata.
 
     `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node and call; `lost`
-    are nodes that an operator gave up on; `place` and `step` (an index) say which step it is at.
+    are nodes that an operator gave up on; `place` and `step` (an index) say which step it is at. `patient`: what a full
+    disk refuses is tried again until the deadline, since nothing else can be done about it.
     """
 
     operation: Operation
@@ -85,11 +117,13 @@ class Context:
     deadline: float
     report: ReportProgress
     progress: Callable[[Progress], None]
+    tell: Callable[[dict[str, Any]], None]
     place: str = ""
     step: int = 0
     answered: list[tuple[str, str]] = field(default_factory=list)
     underway: dict[str, tuple[str, asyncio.Task[Result]]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
+    patient: bool = False
 
     def parameters(self, kind: type[T]) -> T:
         """What the operation was accepted with, typed."""
@@ -100,6 +134,18 @@ class Context:
 
         Raises what the node answers, DeadlinePassed, and Abandoned when the node was given up on.
         """
+        for attempt in itertools.count(2):
+            try:
+                return await self._command(node, arguments, generation, part)
+            except NoSpace:
+                if not self.patient or self.resources.clock.monotonic() + ROOM_RETRY >= self.deadline:
+                    raise
+            await asyncio.sleep(ROOM_RETRY)
+            # What was refused is never run: each try is a command of its own.
+            part = f"{part.partition('~')[0]}~{attempt}"
+        raise AssertionError("the tries do not end")
+
+    async def _command(self, node: str, arguments: Arguments, generation: int, part: str) -> Outcome:
         command = f"{self.operation.id}/{self.place}{part}"
         if node in self.lost:
             raise _abandoned(node)

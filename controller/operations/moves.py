@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from common.commands import DeleteContainer, StartContainer, StopContainer
 from common.errors import DeadlinePassed, VzfleetError
-from common.reports import ContainerSpec
+from common.reports import ContainerReport, ContainerSpec
+from common.states import Status
 from controller.operations.kinds import Context, Kind, Step
 from controller.operations.transfers import transfer
 from controller.records import Operation
@@ -104,6 +105,8 @@ async def _delete_here(context: Context) -> dict[str, str] | None:
     except VzfleetError as error:
         # The container has moved and works: what stayed behind is shown as unmanaged there.
         log.error("a moved container stayed behind", extra={"operation": context.operation.id, "reason": error.text})
+        left = ContainerReport(move.old.id, move.old.generation, Status.STOPPED, move.old.config, move.old.hostname)
+        context.resources.fleet.state_changed(move.source_node, left, removed=False)
         return {"left_behind": error.text}
     return None
 

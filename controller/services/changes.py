@@ -7,7 +7,7 @@ import hashlib
 import msgspec
 from msgspec import UNSET
 
-from common.errors import Conflict, InvalidRequest, NoPlacement, PreconditionFailed, Unavailable
+from common.errors import Conflict, Fenced, InvalidRequest, NoPlacement, PreconditionFailed, Unavailable
 from common.names import check_container_id, check_hostname
 from common.options import check_config, parse_config
 from common.reports import ContainerSpec
@@ -16,6 +16,7 @@ from controller.operations.containers import ChangeParameters, DeleteParameters
 from controller.records import Container, Operation, Phase
 from controller.services.caller import Caller
 from controller.services.containers import Containers, check_description, spec_of, wanted_of
+from controller.services.fencing import require_fenced
 from controller.services.present_use import check_limits
 from controller.services.requests import RenameBody, UpdateBody
 from controller.store import containers as rows
@@ -151,7 +152,8 @@ class Changes:
     async def delete(self, caller: Caller, container: str, force: bool) -> Operation:
         """Accept a deletion. Raises NotFound, InvalidRequest (it runs, no `force`), Busy, Unavailable.
 
-        With `force` a failed creation can be deleted without its node: what is left there shows as unmanaged later.
+        With `force` a failed creation, and a container of a fenced node, can be deleted without the node: what is left
+        there shows as unmanaged later.
         """
         live = self._containers.get(container)
         if self._containers.is_running(container) and not force:
@@ -161,7 +163,7 @@ class Changes:
         def prepare(transaction: Transaction) -> Operation:
             record = rows.require_idle(transaction, container)
             if row_only and record.phase is not Phase.FAILED:
-                raise Conflict(f"container {container} was made meanwhile", field="id")
+                require_fenced(transaction, record.node)
             parameters = DeleteParameters(container, record.node, record.generation, force, row_only)
             operation = self._containers.operations.draft(
                 caller, "container.delete", containers=(container,), node=record.node, parameters=parameters
@@ -172,17 +174,20 @@ class Changes:
         return await self._containers.operations.accept(prepare)
 
     def _row_alone(self, record: Container, force: bool) -> bool:
-        """Whether only the row of a failed creation can be deleted, as `force` allows. Raises Unavailable."""
+        """Whether only its row can be deleted, as `force` allows for a failed creation and where the node is fenced.
+
+        Raises Unavailable or Fenced.
+        """
         try:
             self._containers.nodes.require_reachable(record.node)
-        except Unavailable as error:
-            if record.phase is not Phase.FAILED:
+        except (Unavailable, Fenced) as error:
+            if record.phase is not Phase.FAILED and not isinstance(error, Fenced):
                 raise
             if force:
                 return True
-            raise Unavailable(
-                f"{error.text}; with force=1 the failed creation is deleted here alone, and what the node may have of "
-                "it stays there and shows as unmanaged when the node is back",
+            raise type(error)(
+                f"{error.text}; with force=1 the container is deleted here alone, and what the node may have of it "
+                "stays there and shows as unmanaged when the node is back",
                 field="force",
                 allowed="force=1, or wait for the node",
             ) from None

@@ -139,7 +139,7 @@ class Containers:
         check_container_id(name, "source.source")
         if snapshot:
             check_snapshot_name(snapshot, "source.source")
-        original = self._require_source(name, snapshot)
+        original = self.require_source(name, snapshot)
         self.nodes.require_reachable(original.record.node)
         base = original.snapshots[snapshot].config if snapshot else original.record.config
         config = {**base, **(body.config or {})}
@@ -153,7 +153,7 @@ class Containers:
 
         def prepare(transaction: Transaction) -> Operation:
             held = rows.require_ready(transaction, name)
-            wanted = wanted_of(parse_config(config), body.node, self._architecture(held.node))
+            wanted = wanted_of(parse_config(config), body.node, self.architecture(held.node))
             chosen = self._choose_for_copy(transaction, wanted, hostname, held.node, id)
             record = self.new_record(transaction, id, chosen, hostname, description, config, held.image)
             parameters = CopyParameters(
@@ -173,7 +173,8 @@ class Containers:
 
         return await self.operations.accept(prepare)
 
-    def _require_source(self, name: str, snapshot: str) -> LiveContainer:
+    def require_source(self, name: str, snapshot: str) -> LiveContainer:
+        """What is to be copied: a whole container, with this snapshot unless it is empty. Raises NotFound, Conflict."""
         live = self.fleet.containers.get(name)
         if live is None:
             raise NotFound(f"container {name} not found", field="source.source")
@@ -193,7 +194,8 @@ class Containers:
                 return Placement(home, {**at_home.reasons, home: "the source is there"})
         return self.choose(transaction, wanted, hostname, id)
 
-    def _architecture(self, node: str) -> str | None:
+    def architecture(self, node: str) -> str | None:
+        """The architecture of a node; None while it is not known."""
         live = self.fleet.nodes.get(node)
         return live.record.facts.architecture if live is not None and live.record.facts is not None else None
 

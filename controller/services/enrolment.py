@@ -13,12 +13,16 @@ from common.names import check_node_name
 from controller.dispatch.dispatcher import Dispatcher
 from controller.join_tokens import JoinToken as TokenText
 from controller.join_tokens import encode, hash_secret, new_secret
-from controller.records import JoinToken, Node
+from controller.records import JoinToken, Node, NodeMode
 from controller.services.nodes import Nodes
 from controller.services.requests import JoinBody
 from controller.settings import ControllerSettings
+from controller.store import containers as container_rows
 from controller.store import nodes as rows
 from controller.store.db import Database, Transaction
+
+SHOWN = 10
+"""How many containers a refusal names in its text; its metadata has all."""
 
 
 class Enrolment:
@@ -103,14 +107,36 @@ class Enrolment:
         rows.join_tokens.replace(transaction, msgspec.structs.replace(token, used_by=body.public_key))
         return rows.rows.insert(transaction, Node(name, body.public_key, now))
 
-    async def remove(self, name: str) -> None:
-        """Forget a node without containers; its key is worth nothing from now on. Raises NotFound or Conflict."""
+    async def remove(self, name: str, force: bool) -> None:
+        """Forget a node without containers; its key is worth nothing from now on. Raises NotFound or Conflict.
+
+        With `force` a fenced node is forgotten with its containers; their files stay on its host.
+        """
         self._nodes.require(name, "name")
 
         def write(transaction: Transaction) -> None:
-            if rows.is_used(transaction.connection, name):
-                raise Conflict(f"node {name} has containers: move or delete them first", field="name")
+            record = rows.require(transaction, name)
+            if force and record.mode is NodeMode.FENCED:
+                for container in container_rows.on_node(transaction.connection, name):
+                    container_rows.require_idle(transaction, container.id)
+                    container_rows.rows.delete(transaction, container.id)
+            _refuse_used(transaction, name)
             rows.rows.delete(transaction, name)
 
         await self._store.write(write)
         self._dispatcher.remove(name)
+
+
+def _refuse_used(transaction: Transaction, name: str) -> None:
+    """Raise Conflict for a node that has containers, or on which an operation works."""
+    owned = [container.id for container in container_rows.on_node(transaction.connection, name)]
+    if owned:
+        some = ", ".join(owned[:SHOWN]) + (f" and {len(owned) - SHOWN} more" if len(owned) > SHOWN else "")
+        raise Conflict(
+            f"node {name} has containers ({some}): drain it, or move or delete them first",
+            field="name",
+            allowed="force=1 once the node is fenced, which forgets them with it",
+            details={"containers": [f"/1.0/vz/{container}" for container in owned]},
+        )
+    if rows.is_used(transaction.connection, name):
+        raise Conflict(f"operations work on node {name}: wait for them, or cancel them", field="name")

@@ -18,9 +18,9 @@ class ImageOperations:
         self._operations = operations
 
     async def take_in(self, caller: Caller, staged: StagedImage, filename: str, aliases: tuple[str, ...]) -> Operation:
-        """Accept a complete upload as an image. Raises InvalidRequest or Conflict for an alias."""
+        """Accept a complete upload as an image. Raises InvalidRequest or Conflict for an alias, NoSpace."""
         self._images.check_aliases(aliases)
-        upload = self._images.hold(staged)
+        upload = await self._images.hold(staged)
         parameters = ImportParameters(upload, filename[:255], aliases)
         draft = self._operations.draft(
             caller, "image.import", containers=(), node=None, parameters=parameters, resources={"images": []}

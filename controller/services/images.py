@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import secrets
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from controller.operations.kinds import ReportProgress
 from controller.records import Image
 from controller.services.requests import ImageSource
 from controller.store import images as rows
+from controller.store import operations as operation_rows
 from controller.store.db import Database, Transaction
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -66,7 +67,8 @@ class Images:
         self._clock = clock
         self._building: dict[str, asyncio.Task[Image]] = {}
         self._listeners: dict[str, list[ReportProgress]] = {}
-        self._uploads: dict[str, StagedImage] = {}
+        self._held: Counter[str] = Counter()
+        """Fingerprints of uploads whose operations have not ended: how many there are."""
         self._ticket_key = ticket_key
 
     # ------------------------------------------------------------ finding
@@ -148,37 +150,56 @@ class Images:
     async def _build(self, source: str, properties: dict[str, str], report: ReportProgress) -> Image:
         builder = find_builder(self._builders, properties)
         built = await builder.build(properties, self._files, report)
-        return await self._keep(built.staged, built.layout, built.properties, (), source, f"{source}.tar")
+        return await self._keep(built.staged, built.layout, built.properties, source)
 
     def stage(self, limit: int) -> StagedImage:
         """A file for an upload of at most `limit` bytes."""
         return self._files.stage(limit)
 
-    def hold(self, staged: StagedImage) -> str:
-        """Keep a complete upload until its operation takes it; returns the name by which it does."""
-        upload = secrets.token_hex(16)
-        self._uploads[upload] = staged
-        return upload
+    async def hold(self, staged: StagedImage) -> str:
+        """Make a complete upload durable for the operation that will take it in; returns its fingerprint.
+
+        From then on it outlives a restart. Raises NoSpace.
+        """
+        fingerprint = staged.fingerprint or (await staged.finish())[0]
+        self._held[fingerprint] += 1
+        try:
+            await self._files.keep(staged)
+        except BaseException:
+            self.let_go(fingerprint)
+            raise
+        return fingerprint
 
     def let_go(self, upload: str) -> None:
-        """Throw away an upload whose operation was not accepted."""
-        staged = self._uploads.pop(upload, None)
-        if staged is not None:
-            staged.discard()
+        """An upload's operation is over, or was not accepted: its file goes, unless it is an image's or still held."""
+        self._held[upload] -= 1
+        if self._held[upload] <= 0:
+            del self._held[upload]
+            if upload not in self._fleet.images:
+                self._files.delete(upload)
 
     async def import_upload(self, upload: str, filename: str, aliases: tuple[str, ...]) -> Image:
-        """Keep an uploaded file as an image, if it is one. Raises InvalidRequest, Conflict, Unavailable."""
-        staged = self._uploads.pop(upload, None)
-        if staged is None:
-            raise Unavailable("the upload was lost when the controller restarted: send it again")
+        """Make an image of an upload, if it is one; again is success. Raises InvalidRequest, Conflict, Unavailable."""
+        path = self._files.path(upload)
+        if not path.exists():
+            raise Unavailable("the upload was lost: send it again")
         try:
-            self.check_aliases(aliases)
-            facts = await inspect(staged.path)
-            # metadata.yaml names the architecture outside its properties.
-            properties = {"architecture": facts.architecture} if facts.architecture else {}
-            return await self._keep(staged, facts.layout, {**properties, **facts.properties}, aliases, "", filename)
-        finally:
-            staged.discard()
+            image = await self._import(upload, path, filename, aliases)
+        except VzfleetError:
+            self.let_go(upload)
+            raise
+        self.let_go(upload)
+        return image
+
+    async def _import(self, fingerprint: str, path: Path, filename: str, aliases: tuple[str, ...]) -> Image:
+        facts = await inspect(path)
+        # metadata.yaml names the architecture outside its properties.
+        properties = {"architecture": facts.architecture} if facts.architecture else {}
+        properties |= facts.properties
+        now = timestamp(self._clock.now())
+        size = path.stat().st_size
+        image = Image(fingerprint, facts.layout, size, properties, aliases, "", filename[:255], now)
+        return await self._store.write(lambda transaction: _add(transaction, image))
 
     def check_aliases(self, aliases: tuple[str, ...]) -> None:
         """Raise InvalidRequest for a malformed alias, Conflict for one that another image has."""
@@ -187,24 +208,16 @@ class Images:
             if any(alias in image.aliases for image in self._fleet.images.values()):
                 raise Conflict(f"the alias {alias!r} belongs to another image", field="alias")
 
-    async def _keep(
-        self,
-        staged: StagedImage,
-        layout: str,
-        properties: dict[str, str],
-        aliases: tuple[str, ...],
-        source: str,
-        filename: str,
-    ) -> Image:
+    async def _keep(self, staged: StagedImage, layout: str, properties: dict[str, str], source: str) -> Image:
         fingerprint = staged.fingerprint or (await staged.finish())[0]
         # The same content may be there already, or be coming: its file is then replaced by itself.
         await self._files.keep(staged)
         now = timestamp(self._clock.now())
-        image = Image(fingerprint, layout, staged.size, properties, aliases, source, filename[:255], now)
+        image = Image(fingerprint, layout, staged.size, properties, (), source, f"{source}.tar"[:255], now)
         try:
             return await self._store.write(lambda transaction: _add(transaction, image))
         except VzfleetError:
-            if fingerprint not in self._fleet.images:
+            if fingerprint not in self._fleet.images and not self._held[fingerprint]:
                 self._files.delete(fingerprint)
             raise
 
@@ -212,6 +225,12 @@ class Images:
         """Remove an image's row and file; absent is success."""
         await self._store.write(lambda transaction: rows.rows.delete(transaction, fingerprint))
         self._files.delete(fingerprint)
+
+    async def sweep(self) -> None:
+        """Remove files whose rows a crash prevented, but for uploads that are about to be taken in. For the start."""
+        waiting = await self._store.read(operation_rows.unfinished)
+        uploads = {str(each.parameters["upload"]) for each in waiting if each.kind == "image.import"}
+        self._files.sweep_unknown(self._fleet.images.keys() | uploads)
 
     # ------------------------------------------------------------ fetching by nodes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import msgspec
 
 from common.clock import Clock, timestamp
-from common.errors import NotFound, Unavailable
+from common.errors import Fenced, NotFound, Unavailable
 from common.messages import Hello, Inventory, Samples, StateChanged
 from common.reports import NodeFacts
 from common.states import NodeStatus
 from controller.fleet import Fleet
 from controller.live import LiveContainer, LiveNode
 from controller.placement import NodeState, Policy
+from controller.records import NodeMode
 from controller.settings import ControllerSettings
 from controller.store import nodes as rows
 from controller.store.containers import Reserved
@@ -31,6 +34,7 @@ class Nodes:
         self._store = store
         self._fleet = fleet
         self._clock = clock
+        self._changed = asyncio.Event()
         self.policy = Policy(settings.overcommit_memory, settings.overcommit_disk, settings.spread_by_hostname)
 
     # ------------------------------------------------------------ asking
@@ -43,11 +47,20 @@ class Nodes:
         return node
 
     def require_reachable(self, name: str) -> LiveNode:
-        """The node, which can be spoken with now. Raises NotFound or Unavailable."""
+        """The node, which can be spoken with now. Raises NotFound, Fenced or Unavailable."""
         node = self.require(name)
+        if node.record.mode is NodeMode.FENCED:
+            raise Fenced(f"node {name} was {node.fence}")
         if not node.reachable:
-            raise Unavailable(f"node {name} is out of reach: {node.reason}")
+            raise Unavailable(f"node {name} is out of reach: {node.message}")
         return node
+
+    async def all_reachable(self, seconds: float) -> None:
+        """Return when all nodes but the fenced ones can be spoken with, or after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(_may_come(node) for node in self._fleet.nodes.values()):
+                    await self._changed.wait()
 
     def memory_of(self, name: str) -> int:
         """A node's memory in bytes; 0 while it is not known."""
@@ -115,6 +128,8 @@ class Nodes:
         """Take over whether the node can be reached."""
         log.info("node status", extra={"node": node, "status": str(status), "reason": reason})
         self._fleet.node_status(node, status, reason)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     # ------------------------------------------------------------ figures through a restart
 
@@ -159,6 +174,10 @@ def hostname_prefix(hostname: str) -> str:
     return hostname.rstrip("0123456789").rstrip("-_.")
 
 
+def _may_come(node: LiveNode) -> bool:
+    return not node.reachable and node.record.mode is not NodeMode.FENCED
+
+
 def _put_facts(transaction: Transaction, name: str, facts: NodeFacts) -> None:
     record = rows.rows.get(transaction.connection, name)
     if record is not None:
@@ -181,7 +200,7 @@ def _placement_state(node: LiveNode, reserved: Reserved, peers: int, taken: bool
     facts, sample = node.record.facts, node.sample
     return NodeState(
         name=node.record.name,
-        status=node.status if facts is not None else NodeStatus.OFFLINE,
+        status=node.shown if facts is not None else NodeStatus.OFFLINE,
         architecture=facts.architecture if facts else "",
         cpus=facts.cpus if facts else 0,
         memory=facts.memory if facts else 0,

@@ -97,8 +97,8 @@ class Operations:
         return not operation.status.final and self._engine.may_cancel(operation)
 
     def description(self, operation: Operation) -> str:
-        """What it does, in words."""
-        return self._engine.kind(operation.kind).description
+        """What it does, in words; of a kind that is no longer known, its name."""
+        return self._engine.description(operation.kind)
 
     async def find(
         self,

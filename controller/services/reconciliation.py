@@ -17,6 +17,7 @@ from common.clock import Clock, timestamp
 from common.errors import Stale, Unavailable
 from common.messages import Inventory
 from common.states import Status
+from controller.events import Events
 from controller.fleet import Fleet
 from controller.records import NodeMode, Operation, OperationError, Phase
 from controller.store import containers, operations
@@ -38,10 +39,11 @@ class Begun(Struct, frozen=True):
 class Reconciliation:
     """Whether writes are accepted, and whose inventory is awaited. `state` is the controller's directory."""
 
-    def __init__(self, state: Path, fleet: Fleet, store: Database, clock: Clock) -> None:
+    def __init__(self, state: Path, fleet: Fleet, store: Database, events: Events, clock: Clock) -> None:
         self._file = state / FILE
         self._fleet = fleet
         self._store = store
+        self._events = events
         self._clock = clock
         self._delivered: set[str] = set()
         self._begun = self._read()
@@ -92,6 +94,7 @@ class Reconciliation:
         self._begun = None
         self._file.unlink(missing_ok=True)
         log.warning("writes are accepted again", extra={"reason": why})
+        self._events.note("reconciliation-ended", "/1.0/reconciliation", details={"reason": why})
 
     def check(self) -> None:
         """Raise Unavailable while writes are refused."""

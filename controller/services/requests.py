@@ -68,6 +68,18 @@ class RenameBody(Body, frozen=True):
     node: Name | None = None
 
 
+class RecoverBody(Body, frozen=True):
+    """POST /1.0/vz/<id> with `recover`: made anew elsewhere, since its node is fenced.
+
+    Without a source from the image that it was created from; without `start` it runs when it last did.
+    """
+
+    recover: bool
+    source: ImageSource | CopySource | NoSource | None = None
+    node: Name | None = None
+    start: bool | None = None
+
+
 class UpdateBody(Body, frozen=True):
     """PUT /1.0/vz/<id>: what GET gave, changed. `status` is ignored; what cannot be written must be as GET gives it."""
 
@@ -105,6 +117,22 @@ class NodeBody(Body, frozen=True):
     """POST /1.0/nodes: a one-time token by which a host joins; with a name, only under that name."""
 
     name: Name | None = None
+
+
+class NodeStateBody(Body, frozen=True):
+    """POST /1.0/nodes/<name>/state. `evacuate` and `migrate` are LXD's words for `drain` and `move`.
+
+    A drain moves containers away, or stops them where they are (`timeout` in seconds, -1 means the longest; `force`);
+    a restore takes that back, unless it is to `skip` that. A fence needs a confirmation.
+    """
+
+    action: Literal["drain", "evacuate", "restore", "fence"]
+    mode: Literal["move", "migrate", "stop", "skip"] | None = None
+    timeout: Annotated[float, Meta(ge=-1, le=3600)] = 30
+    force: bool = False
+    preview: bool = False
+    confirm: Name | None = None
+    i_confirm_node_is_off: bool = False
 
 
 class JoinBody(Body, frozen=True):

@@ -15,10 +15,12 @@ from common.messages import Hello, Inventory, Samples, StateChanged
 from common.states import NodeStatus
 from common.tasks import Tasks
 from controller.dispatch.listener import LinkListener
+from controller.events import Events
 from controller.fleet import Fleet
 from controller.services.reconciliation import Reconciliation
 from controller.store import counters, operations
 from controller.store.db import Database
+from controller.store.events import RESTORED
 
 log = logging.getLogger(__name__)
 MOST_AHEAD = 1_000_000
@@ -38,6 +40,7 @@ class Witnesses:
         reconciliation: Reconciliation,
         store: Database,
         fleet: Fleet,
+        events: Events,
         epoch: int,
         raised: Callable[[int], None],
     ) -> None:
@@ -46,6 +49,7 @@ class Witnesses:
         self._reconciliation = reconciliation
         self._store = store
         self._fleet = fleet
+        self._events = events
         self._raised = raised
         self._generation = 0
         self._claims: dict[str, int] = {}
@@ -84,10 +88,13 @@ class Witnesses:
         if self._reconciliation.begun is not None or live is None or live.record.facts is None:
             # A node that has just joined may have seen another controller.
             return
+        reason = f"the database is older than what the nodes have seen: {evidence}"
         try:
-            self._reconciliation.begin(f"the database is older than what the nodes have seen: {evidence}")
+            self._reconciliation.begin(reason)
         except OSError as error:
             log.error("the reconcile-only mode cannot be kept", extra={"reason": str(error)})
+            return
+        self._events.note(RESTORED, "/1.0", node=node, details={"reason": reason})
 
     async def _raise_epoch(self, seen: int) -> None:
         try:
@@ -156,3 +163,4 @@ class Witnesses:
             return
         if row is None:
             log.error("a node carried out a command of an operation that no row knows", extra={"command": command})
+            self._events.note("operation-unknown", f"/1.0/operations/{operation}", details={"command": command})

@@ -53,6 +53,12 @@ def require_ready(transaction: Transaction, container: str) -> Container:
     return record
 
 
+def on_node(connection: Connection, node: str) -> list[Container]:
+    """The containers that belong to a node, by id."""
+    query = select(models.containers).where(models.containers.c.node == node).order_by(models.containers.c.id)
+    return [rows.decode(row) for row in connection.execute(query)]
+
+
 def has_address(connection: Connection, hwaddr: str) -> bool:
     """Whether a container has this hardware address."""
     table = models.containers

@@ -151,10 +151,7 @@ class Database:
         connection = None
         try:
             connection = self._writer_engine.connect()
-            self._begin_numbering(connection)
-            if self._chronicle is not None:
-                with connection.begin():
-                    self._chronicle.open(connection)
+            self._prepare(connection)
         except (SQLAlchemyError, VzfleetError, OSError) as error:
             if connection is not None:
                 connection.close()
@@ -167,6 +164,13 @@ class Database:
                 self._run_batch(connection, batch)
         if self._mark is not None:
             self._mark.close()
+
+    def _prepare(self, connection: Connection) -> None:
+        """Before the first write: go on with the numbers of commits and of events."""
+        self._begin_numbering(connection)
+        if self._chronicle is not None:
+            with connection.begin():
+                self._chronicle.open(connection)
 
     def _begin_numbering(self, connection: Connection) -> None:
         """Go on after the highest number that was ever given, whether its commit is still there or not."""

@@ -137,7 +137,7 @@ def translate(error: Exception) -> Exception:
         log.critical("the database is damaged", exc_info=error)
         return Unavailable("the database is damaged: restore a backup")
     if code & 0xFF in _PASSING or is_disconnect(error) or _is_server_trouble(error):
-        log.error("the database cannot be used for now", exc_info=error)
+        log.error("the database cannot be used for now", extra={"reason": str(cause)})
         return Unavailable(f"the database cannot be used for now: {cause}")
     if isinstance(error, DataError):
         return InvalidRequest(f"the database cannot keep this: {cause}")

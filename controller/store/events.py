@@ -1,7 +1,7 @@
 """Events: numbered and written in the transaction of what they tell, read in pages, pruned in small batches.
 
-The numbers go up by one without a gap, across restarts: the last event is never pruned. Where commits were lost the
-numbering leaps, so that no number ever stands for two events.
+The numbers go up by one without a gap, across restarts: the last event is never pruned. The event which says that
+commits were lost leaps over the numbers that they may have had, so that no number stands for two events.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from controller.store.telling import derive
 
 _table = models.events
 _rows = Rows(_table, Event, "sequence")
-LEAP = 2**20
-"""More numbers than lost commits can have used."""
+RESTORED = "controller-restored"
+"""The action of the event which says that commits were lost, or an older database was put in place."""
+LEAP = 2**32
+"""More numbers than lost commits can have had; a client that counts in doubles is exact over two million leaps."""
 
 
 class EventLog:
     """Writes the events of each transaction. Belongs to the writer's thread (`controller.store.db.Chronicle`)."""
 
-    def __init__(self, clock: Clock, leap: bool = False) -> None:
-        """`leap` when commits may have been lost since the numbers were last given."""
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._leap = leap
         self._last = 0
 
     def open(self, connection: Connection) -> None:
         """Go on after the last number that was given."""
-        self._last = latest(connection) + (LEAP if self._leap else 0)
+        self._last = latest(connection)
 
     def derive(self, changes: Sequence[Change]) -> list[Event]:
         """What is to be told of one transaction."""
@@ -43,11 +43,11 @@ class EventLog:
 
     def write(self, connection: Connection, drafts: Sequence[Event]) -> list[Event]:
         """Number events and write them, in the transaction under way."""
-        now = timestamp(self._clock.now())
-        numbered = [
-            msgspec.structs.replace(event, sequence=number, at=now)
-            for number, event in enumerate(drafts, self._last + 1)
-        ]
+        now, last = timestamp(self._clock.now()), self._last
+        numbered: list[Event] = []
+        for event in drafts:
+            last += LEAP if event.action == RESTORED else 1
+            numbered.append(msgspec.structs.replace(event, sequence=last, at=now))
         if numbered:
             connection.execute(insert(_table), [msgspec.to_builtins(event) for event in numbered])
         return numbered

@@ -6,14 +6,15 @@ Nothing here writes to the database or checkpoints it: a damaged write-ahead log
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError
 
-from common.errors import Unavailable
-from controller.store.engines import is_damage, make_engine, parse, translate
+from common.errors import NoSpace, Unavailable, VzfleetError
+from controller.store.engines import is_damage, make_engine, parse
 from controller.store.mark import Mark, Marked
 from controller.store.models import counters
 from controller.store.numbering import number_of_last_commit
@@ -21,6 +22,8 @@ from controller.store.numbering import number_of_last_commit
 log = logging.getLogger(__name__)
 AHEAD_AT_MOST = 1_000_000
 """Commits by which a database may be ahead of its mark: what a power failure can take from a mark, and much more."""
+ROOM = 128 * 1024
+"""Bytes which opening a database may take, for the index of its log."""
 RESTORE = "restore a backup by 'python -m controller restore FILE'"
 
 
@@ -28,6 +31,15 @@ def database_file(url: str) -> Path | None:
     """The file of an SQLite database; None for PostgreSQL."""
     parsed = parse(url)
     return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
+def not_opened(file: Path | None, error: DBAPIError) -> VzfleetError:
+    """Why a database cannot be opened. SQLite needs room for that and says "disk I/O error" without."""
+    if file is not None and file.parent.is_dir():
+        disk = os.statvfs(file.parent)
+        if disk.f_bavail * disk.f_frsize < ROOM:
+            return NoSpace(f"the disk of {file} is full: the database cannot be opened")
+    return Unavailable(f"the database cannot be opened ({error.orig}): is this the right state directory?")
 
 
 def examine(url: str, mark: Mark) -> str | None:
@@ -47,7 +59,7 @@ def examine(url: str, mark: Mark) -> str | None:
     except DBAPIError as error:
         if is_damage(error):
             raise _damaged(file, str(error.orig)) from None
-        raise translate(error) from None
+        raise not_opened(file, error) from None
     finally:
         engine.dispose()
 

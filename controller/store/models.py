@@ -23,6 +23,7 @@ nodes = Table(
     Column("description", Text, nullable=False),
     Column("mode", String(16), nullable=False, server_default="active"),
     Column("fenced_at", String(32)),
+    Column("fenced_by", String(64)),
 )
 
 containers = Table(

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
+from common.errors import NotFound
 from controller.records import JoinToken, Node
 from controller.store import models
 from controller.store.db import Transaction
@@ -13,6 +14,14 @@ from controller.store.rows import Rows
 
 rows = Rows(models.nodes, Node, "name")
 join_tokens = Rows(models.join_tokens, JoinToken, "hash")
+
+
+def require(transaction: Transaction, name: str) -> Node:
+    """The node. Raises NotFound."""
+    record = rows.get(transaction.connection, name)
+    if record is None:
+        raise NotFound(f"node {name} not found", field="name")
+    return record
 
 
 def by_key(connection: Connection, public_key: str) -> Node | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, delete, insert, select, update
 
 from common.states import Status
@@ -53,11 +55,41 @@ def find(
     return [rows.decode(row) for row in connection.execute(query)]
 
 
+def unfinished_of(connection: Connection, node: str, kinds: Sequence[str]) -> Operation | None:
+    """An operation of one of these kinds that works on a node and has not ended."""
+    table = models.operations
+    query = select(table).where(table.c.status.not_in(FINAL), table.c.node == node, table.c.kind.in_(kinds)).limit(1)
+    row = connection.execute(query).first()
+    return None if row is None else rows.decode(row)
+
+
+def latest_of(connection: Connection, node: str, kinds: Sequence[str], limit: int = 100) -> list[Operation]:
+    """The operations of these kinds that work or worked on a node, newest first."""
+    table = models.operations
+    query = select(table).where(table.c.node == node, table.c.kind.in_(kinds)).order_by(table.c.id.desc()).limit(limit)
+    return [rows.decode(row) for row in connection.execute(query)]
+
+
+def asked_by(connection: Connection, request: str, after: str) -> list[Operation]:
+    """The operations that were asked for by a request, oldest first; all of them came after the operation `after`."""
+    table = models.operations
+    query = select(table).where(table.c.id > after, table.c.request == request).order_by(table.c.id)
+    return [rows.decode(row) for row in connection.execute(query)]
+
+
 def mark_cancelling(transaction: Transaction, operation: str) -> None:
     """Remember through a restart that a cancel was asked for; an operation that has ended stays as it is."""
     table = models.operations
     statement = update(table).where(table.c.id == operation, table.c.status.not_in(FINAL))
-    transaction.connection.execute(statement.values(status=int(Status.CANCELLING)))
+    if transaction.connection.execute(statement.values(status=int(Status.CANCELLING))).rowcount:
+        transaction.changed(Operation, operation, rows.get(transaction.connection, operation))
+
+
+def latest(connection: Connection) -> Operation | None:
+    """The one that was made last."""
+    table = models.operations
+    row = connection.execute(select(table).order_by(table.c.id.desc()).limit(1)).first()
+    return None if row is None else rows.decode(row)
 
 
 def prune(transaction: Transaction, ended_before: str, limit: int = 500) -> int:

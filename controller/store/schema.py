@@ -12,9 +12,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from common.errors import Conflict, Unavailable
+from common.errors import Conflict
 from controller.store.engines import make_engine
-from controller.store.health import database_file
+from controller.store.health import database_file, not_opened
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -67,7 +67,7 @@ def revisions(url: str) -> tuple[str | None, str | None]:
         with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision(), wanted
     except DBAPIError as error:
-        raise Unavailable(f"the database cannot be opened ({error.orig}): is this the right state directory?") from None
+        raise not_opened(file, error) from None
     finally:
         engine.dispose()
 

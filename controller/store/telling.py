@@ -121,9 +121,7 @@ class _Told:
         body = msgspec.to_builtins(msgspec.structs.replace(operation, parameters={}))
         container = operation.containers[0] if operation.containers else None
         source = f"/1.0/operations/{operation.id}"
-        event = Event(
-            0, "", EventType.OPERATION, f"operation-{verb}", source, container, operation.node, body
-        )
+        event = Event(0, "", EventType.OPERATION, f"operation-{verb}", source, container, operation.node, body)
         return cls(operation, event, change.new)
 
 
@@ -132,12 +130,11 @@ def _container(change: Change, operation: Operation | None) -> Iterator[Event]:
     moving = operation is not None and operation.kind in ("container.rename", "container.move")
     if not isinstance(record, Container):
         if not moving:
-            yield draft("container-deleted", f"/1.0/vz/{id}", container=id, operation=operation)
+            node = operation.node if operation is not None else None
+            yield draft("container-deleted", f"/1.0/vz/{id}", container=id, node=node, operation=operation)
         return
     for action, context in _what_became_of(record, change.new, operation):
-        yield draft(
-            action, f"/1.0/vz/{id}", container=id, node=record.node, context=context, operation=operation
-        )
+        yield draft(action, f"/1.0/vz/{id}", container=id, node=record.node, context=context, operation=operation)
 
 
 def _what_became_of(

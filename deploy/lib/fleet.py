@@ -13,8 +13,8 @@ from deploy.lib.console import DeployError, run, say, wait_until
 from deploy.lib.services import Service, Supervisor
 from deploy.lib.state import Node, Settings, State, write
 
-START_TIMEOUT = 60.0
-ONLINE_TIMEOUT = 90.0
+START_TIMEOUT = 180.0
+ONLINE_TIMEOUT = 180.0
 COMMAND_TIMEOUT = 120.0
 POOL_SIZE = 20 * 10**9
 SMALLEST_POOL = 10**9
@@ -144,7 +144,7 @@ def _at(token: str, host: str, settings: Settings) -> str:
 
 def _online(api: Api, node: Node) -> bool:
     found = api.find(f"/1.0/nodes/{node.name}")
-    return found is not None and found["status"] == "Online"
+    return found is not None and found["status"] in ("Online", "Draining")
 
 
 def _answers(api: Api) -> bool:

@@ -11,7 +11,7 @@ from deploy.lib.console import DeployError, environment, run, say, succeeds, wai
 MOUNT_POINT = Path("/var/lib/lxcfs")
 # Of the machine, not of one state directory: all containers here share the one lxcfs.
 PID_FILE = Path("/run/vzfleet-lxcfs.pid")
-START_TIMEOUT = 10.0
+START_TIMEOUT = 30.0
 
 
 def up() -> None:

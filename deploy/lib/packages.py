@@ -14,6 +14,9 @@ from deploy.lib.console import DeployError, environment, run, say, tail
 NODE = ["lxc", "lxcfs", "dnsmasq-base", "btrfs-progs", "busybox-static", "uidmap", "iproute2", "mmdebstrap"]
 ARCHIVES = ["bzip2", "xz-utils", "zstd"]
 PYTHON = ["python3-venv"]
+DATABASE = ["postgresql"]
+"""For the tests alone, which start servers of their own."""
+NEW_CLUSTERS = Path("/etc/postgresql-common/createcluster.conf")
 APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 INSTALL_TIMEOUT = 1200.0
 
@@ -52,6 +55,14 @@ def install(packages: list[str]) -> None:
     _apt("install", "--yes", "--no-install-recommends", "--", *absent)
 
 
+def install_database() -> None:
+    """Install PostgreSQL's programs without the server that Debian's package starts where there was none."""
+    if missing(DATABASE) and os.geteuid() == 0 and not NEW_CLUSTERS.exists():
+        NEW_CLUSTERS.parent.mkdir(exist_ok=True)
+        NEW_CLUSTERS.write_text("create_main_cluster = false\n")
+    install(DATABASE)
+
+
 @cache
 def _update() -> None:
     """Bring the lists of packages up to date, once in a run."""
@@ -78,9 +89,10 @@ def _path() -> str:
 
 
 def main() -> int:
-    """Install what the tests with real containers need: the same as a node."""
+    """Install what the tests need: the same as a node, and PostgreSQL."""
     try:
         install(needed())
+        install_database()
     except DeployError as error:
         print(f"packages: {error}", file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ from common.errors import Unavailable
 from controller.store import backup, health
 from controller.store.db import Database
 from controller.store.mark import Mark
-from tests.helpers.api import EMPTY, make, name
+from tests.helpers.api import EMPTY, effects, make, name, scripted
 from tests.helpers.cluster import BUSYBOX, Cluster, cluster, until
 from tests.helpers.postgresql import Server, server
 
@@ -75,12 +75,16 @@ async def test_the_server_may_fall_down_and_come_back(fleet: Cluster, postgresql
 
 async def test_an_operation_under_way_outlives_the_server(fleet: Cluster, postgresql: Server) -> None:
     container = name()
-    answer = await fleet.call("POST", f"/1.0/vz/{container}", {"source": BUSYBOX, "node": "node1", "start": True}, 202)
-    await asyncio.to_thread(postgresql.stop, signal.SIGQUIT)
-    await asyncio.to_thread(postgresql.start)
+    body = {"source": EMPTY, "node": "node1", "start": True}
+    with scripted(fleet, "node1", delays={"container.start": 0.5}):
+        answer = await fleet.call("POST", f"/1.0/vz/{container}", body, 202)
+        await until(lambda: effects(fleet, container) == ["container.create"], "it is created")
+        await asyncio.to_thread(postgresql.stop, signal.SIGQUIT)
+        await asyncio.to_thread(postgresql.start)
     ended = (await fleet.call("GET", f"{answer['operation']}/wait?timeout=30"))["metadata"]
     assert ended["status"] == "Success", ended
     assert await _runs(fleet, container)
+    assert effects(fleet, container) == ["container.create", "container.start"]
 
 
 async def test_a_dump_is_made_while_the_controller_runs(fleet: Cluster, tmp_path: Path) -> None:
@@ -92,8 +96,8 @@ async def test_a_dump_is_made_while_the_controller_runs(fleet: Cluster, tmp_path
 
 async def test_a_database_that_was_put_back_is_noticed(fleet: Cluster) -> None:
     await make(fleet)
-    number = fleet.app.store.number
     await fleet.stop_controller()
+    number = fleet.app.store.number
     mark = Mark(fleet.settings.state / "store.mark")
     assert health.examine(fleet.settings.url, mark) is None
     mark.open(number + 3)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controller.store import backup
+from controller.store import events as event_rows
 from tests.helpers.api import EMPTY, effects, make, name, scripted
 from tests.helpers.cluster import Cluster, cluster, until
 
@@ -172,3 +173,25 @@ async def test_a_fleet_without_loss_is_not_held_up(fleet: Cluster) -> None:
     assert await writes_are_accepted(fleet)
     await fleet.wait_for_node("node1", "Online")
     await fleet.done("DELETE", f"/1.0/vz/{container}?force=1")
+
+
+async def test_a_result_of_an_operation_that_no_row_knows_is_told(fleet: Cluster, tmp_path: Path) -> None:
+    file = make_backup(fleet, tmp_path / "backup")
+    container = name()
+    with scripted(fleet, "node1", delays={"container.create": 0.5}):
+        answer = await fleet.call("POST", f"/1.0/vz/{container}", {"source": EMPTY, "node": "node1"}, 202)
+        link = fleet.app.dispatcher._peers["node1"]
+        await until(lambda: any(call.accepted for call in link.calls.values()), "the node has begun")
+        await fleet.stop_controller()
+        await until(lambda: effects(fleet, container) == ["container.create"], "it is carried out")
+    backup.restore(fleet.settings.url, file)
+    await fleet.start_controller()
+    await until(lambda: writes_are_accepted(fleet), "both inventories end it")
+    await until(lambda: _told(fleet, answer["operation"]), "the operation is told of")
+    assert container in await unmanaged(fleet, "node1")
+    await fleet.call("GET", answer["operation"], code=404)
+
+
+async def _told(fleet: Cluster, operation: str) -> bool:
+    events = await fleet.app.store.read(lambda connection: event_rows.page(connection, 0, 1000))
+    return any(event.action == "operation-unknown" and event.source == operation for event in events)

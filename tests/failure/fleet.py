@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 import shutil
-import signal
 import ssl
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,98 +33,14 @@ from controller.settings import ControllerSettings
 from controller.store import schema
 from controller.store import tokens as token_rows
 from controller.store.db import Database
+from tests.failure.processes import Process, until
 from tests.helpers.cluster import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 FAILPOINT = "VZFLEET_FAILPOINT"
 QUICK: dict[str, Any] = {"heartbeat_interval": 0.25, "heartbeat_timeout": 5.0, "sample_interval": 1.0}
 START_TIME = 30.0
-STOP_TIME = 15.0
 Launcher = Callable[[str], Sequence[str]]
 """From a node's name to what stands before its agent's command, as `nsenter --net=/run/netns/x --`."""
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 15.0, every: float = 0.01) -> Any:
-    """Wait for a condition, asked again every so many seconds; fail naming it when it does not come."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"did not happen within {seconds} s: {what}"
-        time.sleep(every)
-    return value
-
-
-class Process:
-    """One process of a fleet; what it prints is appended to its log."""
-
-    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-        self.name = name
-        self.log = log
-        self._log_before = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
-
-    @property
-    def pid(self) -> int:
-        """Its pid; a launcher must end in `exec`, so that it is the agent's."""
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended."""
-        return self._process.poll() is None
-
-    @property
-    def killed(self) -> bool:
-        """Whether it ended by SIGKILL."""
-        return self._process.poll() == -signal.SIGKILL
-
-    def kill(self) -> None:
-        """`kill -9`, and wait until it is gone. Nothing where it has ended."""
-        self._process.kill()
-        self._process.wait(STOP_TIME)
-
-    def stop(self) -> int:
-        """Ask it to end (SIGTERM); its exit code."""
-        self._process.terminate()
-        try:
-            return self._process.wait(STOP_TIME)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise
-
-    def wait(self, seconds: float) -> int:
-        """Its exit code (-9: killed). Fails when it does not end in time."""
-        try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end within {seconds} s") from None
-
-    def descriptors(self) -> int:
-        """How many file descriptors it has open."""
-        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
-
-    def resident(self) -> int:
-        """Its resident memory in bytes."""
-        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    def has_said(self, text: str) -> bool:
-        """Whether a text stands in what it has printed since its start."""
-        with self.log.open("rb") as log:
-            log.seek(self._log_before)
-            return text.encode() in log.read()
-
-    def last_words(self, lines: int = 15) -> str:
-        """The end of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
 @dataclass(frozen=True)
@@ -256,10 +169,11 @@ class ProcessFleet:
         self.nodes.append(name)
 
     def wait_online(self, *names: str, seconds: float = 20.0) -> None:
-        """Wait until the API shows these nodes (all when none is named) as Online, by the agents that run now."""
+        """Wait until the API shows these nodes (all when none is named) as in reach, by the agents that run now."""
 
         def online(name: str) -> bool:
-            return self.agents[name].has_said('"welcomed"') and self.node_status(name) == "Online"
+            in_reach = self.node_status(name) in ("Online", "Draining")
+            return in_reach and self.agents[name].has_said('"welcomed"')
 
         for name in names or tuple(self.nodes):
             until(partial(online, name), f"node {name} Online", seconds, every=0.02)
@@ -297,10 +211,10 @@ class ProcessFleet:
     # ------------------------------------------------------------ the API
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """A request; code 0 when there is no connection or it broke off."""
-        content = None if body is None else json.dumps(body)
+        """A request; code 0 when there is no connection or it broke off. A `body` of bytes is sent as it is."""
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body)
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = "application/octet-stream" if isinstance(body, bytes) else "application/json"
         try:
             response = self.client.request(method, path, content=content, headers=headers)
             return Answer(response.status_code, response.json())

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,10 +264,12 @@ def settled(
     for node in fleet.nodes:
         journal = fleet.state(node) / "journal.db"
         found += check_whole(journal)
-        found += eventually(
-            lambda node=node, journal=journal: check_journal(node, journal, known, fleet.effects(node)), settle
-        )
+        found += eventually(partial(_check_node, fleet, node, known), settle)
     return found
+
+
+def _check_node(fleet: ProcessFleet, node: str, known: Mapping[str, Mapping[str, Any]]) -> Found:
+    return check_journal(node, fleet.state(node) / "journal.db", known, fleet.effects(node))
 
 
 def worlds(fleet: ProcessFleet) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from controller.operations.catalogue import KINDS
 from controller.operations.kinds import Kind
 from tests.failure.fleet import Answer, ProcessFleet
 from tests.failure.invariants import rows
+from tests.helpers.busybox import busybox_archive, with_files
 
 EMPTY = {"type": "none"}
 IMAGE = {"type": "image", "properties": {"os": "busybox"}}
@@ -100,6 +101,38 @@ def _restore(fleet: ProcessFleet, container: str) -> Answer:
     return fleet.request("PUT", f"/1.0/vz/{container}", {"restore": "before"})
 
 
+def _upload(fleet: ProcessFleet, alias: str) -> Answer:
+    """An image that nothing else has, under an alias."""
+    archive = with_files(busybox_archive(), {"own": (0o644, alias.encode())})
+    return fleet.request("POST", f"/1.0/images?alias={alias}", archive)
+
+
+def _image_on_a_node(fleet: ProcessFleet, alias: str) -> None:
+    identity = _upload(fleet, alias).operation
+    assert identity is not None
+    assert fleet.operation(identity)["status"] == "Success"
+    create(fleet, alias, source={"type": "image", "alias": alias})
+
+
+def _delete_image(fleet: ProcessFleet, alias: str) -> Answer:
+    return fleet.request("DELETE", images(fleet)[alias])
+
+
+def _drained(fleet: ProcessFleet, container: str) -> None:
+    create(fleet, container)
+    fleet.done("POST", f"/1.0/nodes/{SOURCE}/state", {"action": "drain"})
+
+
+def _node(action: str) -> Callable[[ProcessFleet, str], Answer]:
+    return lambda fleet, _container: fleet.request("POST", f"/1.0/nodes/{SOURCE}/state", {"action": action})
+
+
+def images(fleet: ProcessFleet) -> dict[str, str]:
+    """The URL of each image that has an alias, by that."""
+    every = fleet.call("GET", "/1.0/images?recursion=1").metadata
+    return {each["aliases"][0]["name"]: f"/1.0/images/{each['fingerprint']}" for each in every if each["aliases"]}
+
+
 def _state(action: str) -> Callable[[ProcessFleet, str], Answer]:
     return lambda fleet, container: fleet.request("PUT", f"/1.0/vz/{container}/state", {"action": action})
 
@@ -121,8 +154,18 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("snapshot.restore", _with_snapshot, _restore),
         Scenario("container.copy", _running, _copy),
         Scenario("container.move", _running, _move),
+        Scenario("image.import", _nothing, _upload),
+        Scenario("image.delete", _image_on_a_node, _delete_image),
+        Scenario("node.drain", _running, _node("drain")),
+        Scenario("node.restore", _drained, _node("restore")),
     )
 }
+
+
+WITHOUT = {"container.recover": "container.create", "container.recover-by-copy": "container.copy"}
+"""Kinds without a scenario, since a host would have to be off for each, and the kind whose very steps they have."""
+CLEANING = ("container.delete", "image.delete", "node.restore")
+"""Kinds that `clean_up` uses."""
 
 
 def new_name() -> str:
@@ -221,7 +264,12 @@ def fault_for(kind: Kind, step: int, learned: Learned) -> tuple[str, dict[str, A
 
 
 def clean_up(fleet: ProcessFleet, container: str) -> None:
-    """Remove what a scenario made of a container: it too must be free to be deleted."""
+    """Remove what a scenario made of a container or image: it too must be free to be deleted."""
     for name in (container, f"{container}-new", f"{container}-copy"):
         if fleet.request("GET", f"/1.0/vz/{name}").code == 200:
             fleet.done("DELETE", f"/1.0/vz/{name}?force=1")
+    if fleet.node_status(SOURCE) == "Draining":
+        answer = fleet.call("POST", f"/1.0/nodes/{SOURCE}/state", {"action": "restore", "mode": "skip"})
+        assert answer.operation is None or fleet.operation(answer.operation)["status"] == "Success"
+    if container in (found := images(fleet)):
+        fleet.done("DELETE", found[container])

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.failure.fleet import Process, ProcessFleet, process_fleet
+from tests.failure.fleet import ProcessFleet, process_fleet
 from tests.failure.invariants import check_flat, settled
 from tests.failure.load import Load
+from tests.failure.processes import Process
 from tests.failure.report import Report
 
 pytestmark = pytest.mark.failure("F13")

@@ -103,12 +103,12 @@ class Cluster:
         config = AgentConfig(state=self.directory / name, node=name, driver=driver, **options)
         return await enrolment.join(token, config, SystemClock())
 
-    async def start_agent(self, name: str, driver: Driver | None = None) -> None:
-        """Start the agent of a node that has joined, and wait until the node is Online."""
+    async def start_agent(self, name: str, driver: Driver | None = None, status: str = "Online") -> None:
+        """Start the agent of a node that has joined, and wait until the node has this status."""
         agent = Agent(load_agent(self.directory / name / "agent.json"), driver=driver)
         stop = asyncio.Event()
         self.agents[name] = (asyncio.create_task(agent.run(stop)), stop)
-        await self.wait_for_node(name, "Online")
+        await self.wait_for_node(name, status)
 
     async def stop_agent(self, name: str) -> None:
         """Stop a node's agent; its containers stay."""

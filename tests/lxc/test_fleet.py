@@ -370,6 +370,53 @@ def test_a_killed_controller_forgets_nothing(fleet: RealFleet, gone: list[str]) 
     assert found["success"][0]["kind"] == "container.create"
 
 
+def test_a_drained_node_is_empty_and_gets_everything_back(fleet: RealFleet, gone: list[str]) -> None:
+    one, two = fleet.new(node="node1"), fleet.new(node="node1")
+    gone += [one, two]
+    fleet.inside(one, "echo kept > /mark")
+    inits = {fleet.init(one), fleet.init(two)}
+    ended = fleet.done("POST", "/1.0/nodes/node1/state", {"action": "drain"})
+    assert {entry["container"] for entry in ended["metadata"]["done"]} >= {one, two}
+    assert not any(Path(f"/proc/{init}").exists() for init in inits)
+    assert not any((fleet.agent_state("node1") / "lxc" / container).exists() for container in (one, two))
+    for container in (one, two):
+        shown = fleet.show(container)
+        assert shown["node"] != "node1" and shown["status"]["status"] == "Running"
+    assert fleet.inside(one, "cat /mark").stdout == "kept\n"
+    assert fleet.get("/1.0/nodes/node1")["status"] == "Draining"
+    fleet.done("POST", "/1.0/nodes/node1/state", {"action": "restore"})
+    assert fleet.get("/1.0/nodes/node1")["status"] == "Online"
+    for container in (one, two):
+        assert fleet.show(container)["node"] == "node1" and fleet.init(container)
+
+
+def test_a_fenced_host_that_was_on_stops_what_was_recovered_elsewhere(fleet: RealFleet, gone: list[str]) -> None:
+    killed, runs_on = fleet.new(node="node2"), fleet.new(node="node2")
+    gone += [killed, runs_on]
+    old = {killed: fleet.init(killed), runs_on: fleet.init(runs_on)}
+    os.kill(fleet.pid("agent-node2"), signal.SIGKILL)
+    os.kill(old[killed], signal.SIGKILL)
+    until(lambda: fleet.get("/1.0/nodes/node2")["status"] == "Offline", "node2 Offline", 11.0)
+    assert fleet.request("POST", f"/1.0/vz/{killed}", {"recover": True})[0] == 409
+    code, answer = fleet.request("POST", "/1.0/nodes/node2/state", {"action": "fence", "confirm": "node2"})
+    assert code == 200 and set(answer["metadata"]["containers"]) >= {killed, runs_on}
+    for container in (killed, runs_on):
+        fleet.done("POST", f"/1.0/vz/{container}", {"recover": True, "start": True})
+        shown = fleet.show(container)
+        assert shown["node"] != "node2" and shown["status"]["status"] == "Running"
+    assert Path(f"/proc/{old[runs_on]}").exists()
+    quickstart("--state", str(fleet.state), "--no-demo")
+    # Its older generation is stopped before the node counts as reachable, and nothing of it is deleted.
+    shown = fleet.get("/1.0/nodes/node2")
+    assert shown["status"] == "Draining" and set(shown["unmanaged"]) >= {killed, runs_on}
+    assert not Path(f"/proc/{old[runs_on]}").exists()
+    for container in (killed, runs_on):
+        assert (fleet.agent_state("node2") / "lxc" / container).exists()
+        assert fleet.show(container)["node"] != "node2" and fleet.init(container)
+    fleet.done("POST", "/1.0/nodes/node2/state", {"action": "restore"})
+    assert fleet.get("/1.0/nodes/node2")["status"] == "Online"
+
+
 def test_dhcp_names_and_traffic_between_containers(fleet: RealFleet, gone: list[str]) -> None:
     one, two = fleet.new(node="node1"), fleet.new(node="node1")
     gone += [one, two]

@@ -76,10 +76,18 @@ def test_tokens_that_could_end_a_header(bad: str) -> None:
 
 
 def test_waiting_grows_with_jitter_up_to_a_bound() -> None:
-    backoff = Backoff(first=0.1, longest=5)
+    backoff = Backoff(first=0.1, longest=5, unreachable=2)
     for failures in (1, 3, 10, 1000):
         delays = [backoff.delay(failures) for _ in range(50)]
-        ceiling = min(5, 0.1 * 2 ** min(failures, 30))
+        ceiling = min(2, 0.1 * 2 ** min(failures, 30))
+        assert ceiling / 2 <= min(delays) < max(delays) <= ceiling
+
+
+def test_who_is_refused_waits_longer() -> None:
+    backoff = Backoff(first=0.1, longest=5, unreachable=2)
+    for failures in (1, 3, 1000):
+        delays = [backoff.delay(failures, refused=True) for _ in range(50)]
+        ceiling = min(5, 0.1 * 2 ** min(failures + 5, 30))
         assert ceiling / 2 <= min(delays) < max(delays) <= ceiling
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cgroups import Cgroups, ContainerCgroup, Figures
+from agent.cgroups import Cgroups, ContainerCgroup, Figures, Moves
 from agent.cgroups.files import format_cpus, parse_cpus, read_number, read_text, remove_tree, walk
 from common.errors import DriverFailed, Unsupported
 from common.options import parse_allowance, parse_config
@@ -21,8 +21,8 @@ from common.options import parse_allowance, parse_config
 MIB = 1024 * 1024
 
 
-def fake_proc(tmp_path: Path, mounts: list[tuple[str, str, str, str]], homes: str) -> Path:
-    """A /proc with mounts of (root, point, type, options) and init's cgroups."""
+def fake_proc(tmp_path: Path, mounts: list[tuple[str, str, str, str]], homes: str, own: str = "") -> Path:
+    """A /proc with mounts of (root, point, type, options), init's cgroups and our own."""
     proc = tmp_path / "proc"
     for name in ("self", "1"):
         (proc / name).mkdir(parents=True, exist_ok=True)
@@ -30,6 +30,7 @@ def fake_proc(tmp_path: Path, mounts: list[tuple[str, str, str, str]], homes: st
             for n, (root, point, kind, options) in enumerate(mounts)]  # fmt: skip
     (proc / "self/mountinfo").write_text("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + "\n".join(rows) + "\n")
     (proc / "1/cgroup").write_text(homes)
+    (proc / "self/cgroup").write_text(own)
     return proc
 
 
@@ -68,6 +69,52 @@ def test_begins_where_init_is(tmp_path: Path) -> None:
 def test_without_the_memory_controller_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unsupported):
         Cgroups.detect(fake_proc(tmp_path, [("/", "/cg/cpu", "cgroup", "cpu")], "1:cpu:/\n"))
+
+
+@pytest.mark.parametrize(
+    ("mounts", "own", "directory"),
+    [
+        ([("/", "/cg", "cgroup2", "")], "0::/system.slice/agent.service\n", "/cg/system.slice/agent.service"),
+        ([("/box", "/cg", "cgroup2", "")], "0::/box/agent\n", "/cg/agent"),
+        ([("/", "/m", "cgroup", "memory"), ("/", "/2", "cgroup2", "")], "2:memory:/a\n0::/b\n", "/m/a"),
+        ([("/", "/m", "cgroup", "memory")], "", None),
+    ],
+)
+def test_our_own_cgroup(
+    tmp_path: Path, mounts: list[tuple[str, str, str, str]], own: str, directory: str | None
+) -> None:
+    found = Cgroups.detect(fake_proc(tmp_path, mounts, "2:memory:/\n0::/\n", own))
+    assert found.own == (Path(directory) if directory is not None else None)
+
+
+async def test_a_move_is_prepared_by_moving_ourselves_to_where_we_are(tmp_path: Path) -> None:
+    file = tmp_path / "cgroup.procs"
+    file.touch()
+    moves = Moves(tmp_path)
+    moves.expect()
+    await moves.prepared()
+    assert file.read_text() == "0"
+    file.write_text("")
+    moves.expect()
+    await moves.prepared()
+    assert file.read_text() == "0"
+
+
+async def test_a_move_that_cannot_be_prepared_is_no_fault(tmp_path: Path) -> None:
+    for own in (tmp_path / "missing", None):
+        moves = Moves(own)
+        moves.expect()
+        await moves.prepared()
+
+
+async def test_preparing_a_move_leaves_us_where_we_are() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("real cgroups need root")
+    before = Path("/proc/self/cgroup").read_text()
+    moves = Moves(Cgroups.detect().own)
+    moves.expect()
+    await moves.prepared()
+    assert Path("/proc/self/cgroup").read_text() == before
 
 
 @pytest.mark.parametrize("path", ["/etc", "../x", "vzfleet/../../x", ""])

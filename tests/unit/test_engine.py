@@ -1,12 +1,11 @@
-"""Every kind of operation, through every fault at every step, stopped and resumed at every point: one end, no rests."""
+"""What the engine does beside carrying steps out: giving up, cancelling, full disks, what stands in the way."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,128 +14,30 @@ import pytest
 from msgspec import structs
 
 from common.clock import timestamp
-from common.commands import CreateContainer, ReceiveContainer, StartContainer, StopContainer
+from common.commands import CreateContainer, DeleteContainer, ReceiveContainer, StartContainer, StopContainer
 from common.errors import Conflict, DriverFailed, NoPlacement, NoSpace, NotFound, Unavailable
 from common.reports import ContainerReport, ContainerSpec
-from common.states import NodeStatus, Status, may_follow
+from common.states import NodeStatus, Status
 from controller.operations import execution as execution_module
+from controller.operations import kinds as kinds_module
 from controller.operations import recorder as recorder_module
 from controller.operations.catalogue import KINDS
-from controller.operations.images import DeleteImageParameters, ImportParameters
-from controller.operations.kinds import Context, Kind, Step
+from controller.operations.kinds import Context, Step
 from controller.operations.states import StateParameters
 from controller.records import Operation, Phase
 from controller.services.requests import (
-    CopySource,
     CreateBody,
     ImageSource,
     RenameBody,
-    SnapshotBody,
-    StateBody,
-    UpdateBody,
 )
 from controller.store import containers as container_rows
 from controller.store import nodes as node_rows
 from controller.store.db import Transaction
+from tests.helpers.accepting import ACCEPT
 from tests.helpers.cluster import until
-from tests.helpers.core import CALLER, FINGERPRINT, Core, There, make_template, open_core
+from tests.helpers.core import CALLER, Core, There, make_template, open_core
 
 STARTED = StateParameters("d", "n1", 2, 0, False)
-LONG = 7 * 3600.0
-DEADLY: tuple[set[str], ...] = (set(), {"after"}, {"cancel"})
-"""The faults that are tried with a death of the controller, too."""
-Accept = Callable[[Core], Awaitable[Operation]]
-UNDONE_WHOLLY = ("container.create", "container.copy", "container.move", "snapshot.create", "container.rename")
-
-
-def _on_images(kind: str, parameters: Any) -> Accept:
-    def accept(core: Core) -> Awaitable[Operation]:
-        draft = core.operations.draft(CALLER, kind, containers=(), node=None, parameters=parameters)
-        return core.operations.accept(lambda _: draft)
-
-    return accept
-
-
-ACCEPT: dict[str, Accept] = {
-    "container.create": lambda core: core.containers.create(
-        CALLER,
-        "new",
-        CreateBody(ImageSource(properties={"os": "test"}), config={"limits.memory": "200MB"}, node="n1", start=True),
-    ),
-    "container.update": lambda core: core.changes.update(CALLER, "c", UpdateBody({"limits.memory": "300MB"}), None),
-    "container.rename": lambda core: core.changes.rename(CALLER, "d", RenameBody(name="e", hostname="other")),
-    "container.delete": lambda core: core.changes.delete(CALLER, "c", force=True),
-    "container.start": lambda core: core.states.change(CALLER, "d", StateBody("start")),
-    "container.stop": lambda core: core.states.change(CALLER, "c", StateBody("stop")),
-    "container.restart": lambda core: core.states.change(CALLER, "c", StateBody("restart")),
-    "container.freeze": lambda core: core.states.change(CALLER, "c", StateBody("freeze")),
-    "container.unfreeze": lambda core: core.states.change(CALLER, "z", StateBody("unfreeze")),
-    "snapshot.create": lambda core: core.states.take_snapshot(CALLER, "c", SnapshotBody("s1")),
-    "snapshot.delete": lambda core: core.states.delete_snapshot(CALLER, "c", "s0"),
-    "snapshot.restore": lambda core: core.states.restore(CALLER, "c", "s0"),
-    "container.copy": lambda core: core.containers.create(
-        CALLER, "new", CreateBody(CopySource("d"), node="n2", start=True)
-    ),
-    "container.move": lambda core: core.moves.move(CALLER, "c", RenameBody(name="m", node="n2", migration=True)),
-    "image.import": _on_images("image.import", ImportParameters("upload", "x.tar", ("alias",))),
-    "image.delete": _on_images("image.delete", DeleteImageParameters(FINGERPRINT)),
-}
-
-
-class Crash(BaseException):
-    """The controller dies here."""
-
-
-@dataclass
-class Script:
-    """What goes wrong at which place (`step/do`, `step/undo`), and the number of the point at which it dies."""
-
-    faults: Mapping[str, str]
-    die_at: int = -1
-    core: Core | None = None
-    points: list[str] = field(default_factory=list)
-    dead: asyncio.Event = field(default_factory=asyncio.Event)
-    cancels: list[asyncio.Future[None]] = field(default_factory=list)
-
-    def reach(self, point: str) -> None:
-        self.points.append(point)
-        if len(self.points) - 1 == self.die_at:
-            self.dead.set()
-            raise Crash(point)
-
-    def instrument(self, kind: Kind) -> Kind:
-        return replace(kind, steps=tuple(self._step(step) for step in kind.steps))
-
-    def _step(self, step: Step) -> Step:
-        return replace(step, do=self._act(step.do), undo=None if step.undo is None else self._act(step.undo))
-
-    def _act(self, act: Callable[[Context], Awaitable[Any]]) -> Callable[[Context], Awaitable[Any]]:
-        async def scripted(context: Context) -> Any:
-            fault = self.faults.get(context.place)
-            if fault == "before":
-                raise DriverFailed("it broke before")
-            if fault == "late":
-                context.resources.clock.advance(LONG)  # type: ignore[attr-defined]
-            if fault == "cancel":
-                await self._cancel(context)
-            output = await act(context)
-            self.reach(f"{context.place}/effect")
-            if fault == "after":
-                raise DriverFailed("it broke after")
-            if fault == "bug":
-                raise ZeroDivisionError
-            return output
-
-        return scripted
-
-    async def _cancel(self, context: Context) -> None:
-        """Have somebody cancel the operation while the step runs; where that is refused the step goes on."""
-        assert self.core is not None
-        if self.core.engine.may_cancel(context.operation):
-            self.cancels.append(asyncio.ensure_future(self.core.engine.cancel(context.operation.id)))
-            await asyncio.get_running_loop().create_future()
-        with pytest.raises(Conflict):
-            await self.core.engine.cancel(context.operation.id)
 
 
 @pytest.fixture(scope="module")
@@ -149,126 +50,6 @@ def memory() -> Iterator[Path]:
     """A directory in memory: what is tried here hundreds of times is not the disk."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         yield Path(directory)
-
-
-async def run(template: Path, directory: Path, name: str, script: Script) -> tuple[Operation, Any]:
-    """Carry an operation out under a script, through the death of its controller; check what holds always."""
-    core = script.core = await open_core(template, directory)
-    try:
-        kinds = {**KINDS, name: script.instrument(KINDS[name])}
-        core.use_engine(kinds, script.reach)
-        before = core.there.seen()
-        accepted = await ACCEPT[name](core)
-        async with asyncio.timeout(20):
-            ended = await core.engine.wait(accepted.id, None)
-        if script.dead.is_set():
-            await core.engine.close()
-            await core.store.write(lambda _: None)
-            core.use_engine(kinds, script.reach)
-            await core.engine.resume()
-            async with asyncio.timeout(20):
-                ended = await core.engine.wait(accepted.id, None)
-        await asyncio.gather(*script.cancels)
-        assert ended.status is (await core.engine.get(accepted.id)).status
-        await check_rests(core, ended, clean=goes_back(KINDS[name], script.faults))
-        if script.die_at < 0:
-            assert set(core.there.journal) <= core.there.acknowledged
-        undone = name in UNDONE_WHOLLY and ended.status is not Status.SUCCESS
-        if undone and goes_back(KINDS[name], script.faults):
-            assert core.there.seen() == before
-        return ended, await summary(core, ended)
-    finally:
-        await core.close()
-
-
-async def check_rests(core: Core, ended: Operation, clean: bool) -> None:
-    """What holds after every operation, whatever happened to it."""
-    states = [record.status for record in core.records_of(ended.id)]
-    assert [status.final for status in states].count(True) == 1 and states[-1].final
-    assert all(before is after or follows(before, after) for before, after in itertools.pairwise(states))
-    rows = await core.rows()
-    assert {id: live.record for id, live in core.fleet.containers.items()} == rows
-    for row in rows.values():
-        assert row.operation is None and row.phase is not Phase.CREATING
-        reserved = (0, 0) if row.phase is Phase.FAILED else core.containers.reservation(row.config, row.node)
-        assert (row.reserved_memory, row.reserved_disk) == reserved
-    whole = {(row.node, id, row.generation) for id, row in rows.items() if row.phase is Phase.READY}
-    there = {(node, id, one.spec.generation) for (node, id), one in core.there.there.items()}
-    if clean and "left_behind" not in str(ended.outputs):
-        assert whole == there
-        assert not any(node.unclaimed for node in core.fleet.nodes.values())
-
-
-def follows(before: Status, after: Status) -> bool:
-    """Whether it is a legal change; that a cancel was asked for is written apart, by `mark_cancelling`."""
-    heard = may_follow(before, Status.CANCELLING) and may_follow(Status.CANCELLING, after)
-    return may_follow(before, after) or (heard and after is Status.CANCELLED)
-
-
-def goes_back(kind: Kind, faults: Mapping[str, str]) -> bool:
-    """Whether rows and nodes must agree in the end: not where an undo fails or what has no way back."""
-    names = [step.name for step in kind.steps]
-    last = [place for place, fault in faults.items() if fault not in ("cancel", "late")]
-    return not any(
-        place.endswith("/undo") or names.index(place.removesuffix("/do")) >= kind.shape.no_return for place in last
-    )
-
-
-async def summary(core: Core, ended: Operation) -> Any:
-    """What an operation led to, without what differs from run to run."""
-    rows = {
-        id: (row.node, row.generation, row.phase, row.hostname, row.config) for id, row in (await core.rows()).items()
-    }
-    snapshots = {id: sorted(live.snapshots) for id, live in core.fleet.containers.items()}
-    commands = {command.removeprefix(ended.id) for command in core.there.journal}
-    seen = str(core.there.seen()).replace(ended.id, "")
-    return ended.status, rows, snapshots, sorted(core.fleet.images), seen, commands
-
-
-def faults_of(kind: Kind) -> list[dict[str, str]]:
-    """Nothing wrong, each fault at each step, and each undo failing after each step that fails."""
-    scripts: list[dict[str, str]] = [{}]
-    for position, step in enumerate(kind.steps):
-        scripts += [{f"{step.name}/do": fault} for fault in ("before", "after", "bug", "late", "cancel")]
-        undoable = [before.name for before, can in zip(kind.steps, kind.shape.undoable, strict=True) if can]
-        reached = [name for name in undoable if name in [before.name for before in kind.steps[: position + 1]]]
-        if position < kind.shape.no_return:
-            scripts += [{f"{step.name}/do": "after", f"{name}/undo": "before"} for name in reached]
-    return scripts
-
-
-def expected(kind: Kind, faults: Mapping[str, str]) -> Status:
-    """How an operation ends."""
-    if not faults:
-        return Status.SUCCESS
-    place, fault = next(iter(faults.items()))
-    position = [step.name for step in kind.steps].index(place.removesuffix("/do"))
-    if fault == "cancel":
-        return Status.CANCELLED if position < kind.shape.no_return else Status.SUCCESS
-    return Status.FAILURE
-
-
-def test_every_kind_is_tried() -> None:
-    assert ACCEPT.keys() == KINDS.keys()
-
-
-@pytest.mark.parametrize("name", KINDS)
-async def test_every_fault_at_every_step_and_every_point(template: Path, memory: Path, name: str) -> None:
-    numbers = itertools.count()
-    for faults in faults_of(KINDS[name]):
-        calm = Script(faults)
-        ended, wanted = await run(template, memory / str(next(numbers)), name, calm)
-        excused = "late" in faults.values() or "left_behind" in str(ended.outputs)
-        assert excused or ended.status is expected(KINDS[name], faults), (faults, ended.error)
-        deaths = [Script(faults, die_at=point) for point in range(len(calm.points))]
-        if set(faults.values()) in DEADLY:
-            runs = (run(template, memory / str(next(numbers)), name, death) for death in deaths)
-            for death, (_, reached) in zip(deaths, await asyncio.gather(*runs), strict=True):
-                assert death.dead.is_set()
-                assert reached == wanted, (faults, calm.points[death.die_at])
-
-
-# ---------------------------------------------------------------- what one kind is enough for
 
 
 @pytest.fixture
@@ -325,6 +106,17 @@ async def test_an_abandoned_start_ends_at_once_and_frees_its_container(core: Cor
     over = await core.engine.get(starting.id)
     assert (over.status, over.error and over.error.code) == (Status.FAILURE, "abandoned")
     assert all(row.operation is None for row in (await core.rows()).values())
+
+
+async def test_an_undo_waits_for_room_on_its_node(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds_module, "ROOM_RETRY", 0.01)
+    core.there.refusals.update({StartContainer: DriverFailed("broken"), DeleteContainer: NoSpace("full")})
+    operation = await ACCEPT["container.create"](core)
+    await until(lambda: f"{operation.id}/create/undo~3" in core.there.journal, "it tries again, by another command")
+    del core.there.refusals[DeleteContainer]
+    over = await ended(core, operation)
+    assert over.error is not None and over.error.text == "broken"
+    assert ("n1", "new") not in core.there.there
 
 
 async def test_a_full_disk_delays_an_operation_and_forgets_nothing(core: Core, monkeypatch: Any) -> None:

@@ -31,7 +31,7 @@ from common.commands import (
     UpdateContainer,
     target_of,
 )
-from common.errors import NoSpace
+from common.errors import NoSpace, Unavailable, VzfleetError
 from common.messages import Accepted, Outcome, Progress, Result, StateChanged
 from common.reports import ImageSpec
 from common.states import Status
@@ -287,10 +287,16 @@ async def test_a_full_disk_refuses_the_command_before_it_runs(tmp_path: Path, mo
         assert result.error is not None
         assert result.error.code == "no-space"
         assert parts.effects() == []
+        # Its operation may have gone on since: a copy of it that comes late does not run.
+        assert await parts.do("op/1/do", CREATE) == result
+        await parts.executor.begin_session(SESSION, EPOCH)
         assert (await parts.do("op/1/do", CREATE)).error is None
 
 
-async def test_a_result_is_not_told_before_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", [NoSpace("full"), Unavailable("disk I/O error")])
+async def test_a_result_is_not_told_before_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: VzfleetError
+) -> None:
     async with agent_parts(tmp_path) as parts:
         keep, tries = parts.journal.finish, 0
 
@@ -299,7 +305,7 @@ async def test_a_result_is_not_told_before_it_is_kept(tmp_path: Path, monkeypatc
             tries += 1
             if tries == 1:
                 assert not any(isinstance(m, Result) for m in parts.sent)
-                raise NoSpace("full")
+                raise why
             await keep(result)
 
         monkeypatch.setattr(parts.journal, "finish", full_once)
@@ -395,6 +401,9 @@ async def test_giving_up_what_is_over_or_unknown_is_answered(tmp_path: Path) -> 
         unknown = await parts.result("op/9/do")
         assert unknown.error is not None
         assert unknown.error.code == "cancelled"
+        # The word to give it up came before it did.
+        assert await parts.do("op/9/do", START) == unknown
+        assert parts.effects() == ["container.create 101 op/1/do"]
 
 
 async def test_a_command_that_failed_tells_what_is_there(tmp_path: Path) -> None:

@@ -175,7 +175,18 @@ def test_a_wrong_clock_neither_freezes_the_figures_nor_breaks_their_time(fleet: 
     sample = fleet.containers["c"].sample
     assert sample is not None and sample.processes == 2, "the clock was set back"
     fleet.samples("n1", samples(-5.0, ContainerSample("c")))
-    assert fleet.containers["c"].sampled_at == 0.0
+    assert fleet.containers["c"].sampled_at == NOW
+
+
+@pytest.mark.parametrize("wrong", [-86400.0, -3600.0, 3600.0, 86400.0])
+def test_figures_of_a_node_whose_clock_is_wrong_have_their_true_age(fleet: Fleet, wrong: float) -> None:
+    fleet.samples("n1", samples(NOW + wrong, ContainerSample("c")))
+    live, node = fleet.containers["c"], fleet.nodes["n1"]
+    assert (live.sampled_at, node.sampled_at, node.clock_error) == (NOW, NOW, wrong)
+    fleet.outcome("n1", Outcome(sample=ContainerSample("c")), NOW + wrong - 7)
+    assert live.sampled_at == NOW, "a figure of before does not replace it"
+    fleet.samples("n1", samples(NOW, ContainerSample("c")))
+    assert (live.sampled_at, node.clock_error) == (NOW, 0.0)
 
 
 def test_a_container_that_dies_and_one_that_is_removed(fleet: Fleet) -> None:

@@ -12,17 +12,34 @@ from msgspec.structs import replace
 
 from common.clock import ManualClock
 from common.errors import Conflict, DriverFailed, Forbidden, InvalidRequest, NoSpace, NotFound, Unavailable
+from common.states import Status
 from controller.fleet import Fleet
 from controller.images.builder import Builder, BuiltImage, ReportProgress
 from controller.images.files import ImageFiles, StagedImage
 from controller.images.inspect import ImageFacts
-from controller.records import Image
+from controller.records import Image, Operation, Requestor
 from controller.services import images as images_module
 from controller.services.images import Images
 from controller.services.requests import ImageSource
 from controller.store import images as rows
+from controller.store import operations as operation_rows
 from controller.store.db import Database
 from tests.helpers.core import make_template
+
+LATE = Operation(
+    id="op",
+    kind="image.import",
+    status=Status.RUNNING,
+    created_at="2026-01-01T00:00:00.000000Z",
+    updated_at="2026-01-01T00:00:00.000000Z",
+    deadline_at="2026-01-01T01:00:00.000000Z",
+    containers=(),
+    node=None,
+    requestor=Requestor("admin", "tls", "127.0.0.1"),
+    request="r",
+    parameters={},
+    resources={},
+)
 
 
 class SlowBuilder(Builder):
@@ -70,7 +87,7 @@ class Service:
         self.images = Images(self.store, self.fleet, self.files, (self.builder,), ManualClock(), b"key")
 
     async def upload(self, content: bytes, *aliases: str) -> Image:
-        held = self.images.hold(await finished(self.images.stage(100), content))
+        held = await self.images.hold(await finished(self.images.stage(100), content))
         return await self.images.import_upload(held, "x.tar", aliases)
 
     def left(self) -> list[str]:
@@ -201,11 +218,36 @@ async def test_what_cannot_be_recorded_leaves_no_file(service: Service, monkeypa
 
 
 async def test_an_upload_is_taken_once_and_can_be_thrown_away(service: Service) -> None:
-    held = service.images.hold(await finished(service.images.stage(100), b"one"))
+    held = await service.images.hold(await finished(service.images.stage(100), b"one"))
     service.images.let_go(held)
     service.images.let_go(held)
     with pytest.raises(Unavailable, match="send it again"):
         await service.images.import_upload(held, "x.tar", ())
+
+
+async def test_an_upload_outlives_a_restart_and_is_taken_in_once_more(service: Service) -> None:
+    held = await service.images.hold(await finished(service.images.stage(100), b"one"))
+    operation = replace(LATE, parameters={"upload": held, "filename": "x.tar", "aliases": ["web"]})
+    await service.store.write(lambda transaction: operation_rows.add(transaction, operation))
+    for _ in range(2):
+        again = Images(service.store, service.fleet, service.files, (), ManualClock(), b"key")
+        (service.directory / ("0" * 64)).write_bytes(b"a crash came before its row")
+        await again.sweep()
+        assert service.files.fingerprints() == [held]
+        assert (await again.import_upload(held, "x.tar", ("web",))).aliases == ("web",)
+    await service.store.write(lambda transaction: operation_rows.rows.delete(transaction, operation.id))
+    await again.sweep()
+    assert service.files.fingerprints() == list(service.fleet.images) == [held]
+
+
+async def test_a_refused_upload_leaves_that_of_another_alone(service: Service) -> None:
+    await service.upload(b"two", "taken")
+    one, other = [
+        await service.images.hold(await finished(service.images.stage(100), content)) for content in (b"one", b"one")
+    ]
+    with pytest.raises(Conflict):
+        await service.images.import_upload(one, "x.tar", ("taken",))
+    assert (await service.images.import_upload(other, "x.tar", ())).fingerprint == other
 
 
 async def test_what_is_no_image_is_refused_and_gone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,6 +344,9 @@ class Network(RuleBasedStateMachine):
         alive = before is not None and self.now - before.heard <= SUSPECT_AFTER
         outcome = self.node.hello(connection, message, self.now)
         other = next((at for host, at in self.asked.items() if host != message.machine_id), None)
+        if isinstance(outcome, Refusal) and outcome.code == "stale":
+            assert message.connection <= self.newest[message.instance] and self.node.session is before
+            return
         if isinstance(outcome, Refusal):
             self.refused(before, message, other)
             return

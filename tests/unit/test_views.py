@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from common.clock import SystemClock
+from common.clock import ManualClock
 from common.messages import Inventory, Samples
 from common.reports import Address, ContainerReport, ContainerSample, Interface, NodeFacts, NodeSample
 from common.states import NodeStatus, Status
@@ -40,7 +41,7 @@ def fleet_with(
     container: Container, *, status: Status | None = Status.RUNNING, facts: NodeFacts | None = FACTS
 ) -> Fleet:
     """A fleet with one node that is Online and one container there."""
-    fleet = Fleet(SystemClock())
+    fleet = Fleet(ManualClock(now=datetime.fromtimestamp(1_700_000_000, UTC)))
     fleet.load([Node("node1", "key", "2024-01-01T00:00:00Z", facts)], [container], [], [])
     fleet.node_status("node1", NodeStatus.ONLINE, "")
     reports = (ContainerReport("101", container.generation, int(status)),) if status is not None else ()

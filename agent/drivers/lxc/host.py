@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from agent.cgroups import Cgroups, ContainerCgroup
+from agent.cgroups import Cgroups, ContainerCgroup, Moves
 from agent.config import AgentConfig
 from agent.drivers.lxc import commands, seccomp
 from agent.drivers.lxc.config import LXCFS, Lines, Surroundings, lines_for
@@ -34,6 +34,7 @@ class Host:
         self.storage = storage
         self.network = network
         self.cgroups = cgroups
+        self.moves = Moves(cgroups.own)
         self.records = Records(config.state / "lxc")
         self.ids = IdMap(config.first_id, config.id_count)
         self.finder = Finder(cgroups, config.cgroup)
@@ -61,7 +62,8 @@ class Host:
             raise InvalidRequest(f"unusable path {self.config.state}", field="state", allowed=allowed)
         seccomp.write(self.seccomp)
         # lxc.container.conf(5), lxc.net.[i].script.up: the fifth argument is the host's end of the cable.
-        self.attach.write_text(f'#!/bin/sh\nexec ip link set dev "$5" master {self.network.bridge} up\n')
+        path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+        self.attach.write_text(f'#!/bin/sh\n{path}\nexec ip link set dev "$5" master {self.network.bridge} up\n')
         self.attach.chmod(0o700)
         self.cgroups.prepare(self.config.cgroup)
         await self.records.open()

@@ -99,6 +99,7 @@ class Lifecycle:
             if self.pid(container) is not None or self._look(container):
                 self._thaw(container)
                 return
+            self._host.moves.expect()
             await self._prepare(record)
             starting = asyncio.ensure_future(self._start(container))
             try:
@@ -201,6 +202,7 @@ class Lifecycle:
             try:
                 async with asyncio.timeout(_END_TIMEOUT):
                     send(watched.init, signal.SIGKILL)
+                    self._host.moves.expect()
                     freezer.thaw(self._host.cgroup(container))
                     await self._until_stopped(container)
             except TimeoutError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 
@@ -40,7 +41,7 @@ def _summary(outcomes: list[Outcome], seconds: float) -> str:
         f"{failing[:20]}, accepted {sum(outcome.accepted for outcome in outcomes)}, ended {ended}, "
         f"left behind {sum(outcome.left_behind for outcome in outcomes)}, "
         f"settled after at most {max((outcome.settled_after for outcome in outcomes), default=0):.1f} s"
-        + (f", trace {outcomes[0].digest[:16]}" if len(outcomes) == 1 else "")
+        f", trace {hashlib.sha256(''.join(outcome.digest for outcome in outcomes).encode()).hexdigest()[:16]}"
     )
 
 

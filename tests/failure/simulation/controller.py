@@ -14,10 +14,10 @@ from common.errors import VzfleetError
 from controller import app as controller_app
 from controller.api.services import Services
 from controller.app import App
-from controller.records import Change, Operation
+from controller.records import Change, Event, Operation
 from controller.relay import Relay
 from controller.settings import ControllerSettings
-from controller.store import health, schema
+from controller.store import db, health, schema
 from tests.failure.simulation.disks import SimulatedDatabase, StoreDisk
 from tests.failure.simulation.loop import Crash, Process, VirtualClock, this_process
 from tests.failure.simulation.network import Network, Server
@@ -118,6 +118,8 @@ class Controller:
         """What a transaction changed, before anybody hears of it."""
         for change in changes:
             record = change.record
+            if change.kind is Event:
+                continue
             if isinstance(record, Operation):
                 where = f"{'undo' if record.undoing else 'do'} {record.position}"
                 self._trace.note("operation", f"{record.id} {record.kind} {record.status.name} {where} {record.error}")
@@ -149,7 +151,7 @@ class Controller:
 def simulated_controller(network: Network) -> Iterator[None]:
     """Have the parts that touch the machine replaced: database file and thread, TLS, the ROUTER socket."""
 
-    def database(_url: str, on_commit: Any, _mark: object) -> SimulatedDatabase:
+    def database(_url: str, on_commit: Any, _mark: object, *more: Any, **named: Any) -> SimulatedDatabase:
         process = this_process()
         controller: Controller = process.owner
 
@@ -157,12 +159,13 @@ def simulated_controller(network: Network) -> Iterator[None]:
             controller.committed(changes)
             on_commit(changes)
 
-        store = SimulatedDatabase(controller.disk, process, committed)
+        store = SimulatedDatabase(controller.disk, process, committed, *more, **named)
         store.durable = controller.durable
         return store
 
     certificates = SimpleNamespace(fingerprint="", ca=mock.Mock(read_text=lambda **_: ""), server_context=lambda: None)
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(db, "make_engine"))
         stack.enter_context(mock.patch.object(schema, "check"))
         stack.enter_context(mock.patch.object(health, "examine", return_value=None))
         stack.enter_context(

@@ -124,8 +124,8 @@ _ENGINE = _MemoryEngine()
 class SimulatedDatabase(Database):
     """The store of one life of the controller: the real batches and rules, at virtual times and without a thread."""
 
-    def __init__(self, disk: StoreDisk, process: Process, on_commit: CommitListener) -> None:
-        super().__init__("sqlite://", on_commit, cast(Mark, disk.mark))
+    def __init__(self, disk: StoreDisk, process: Process, on_commit: CommitListener, *more: Any, **named: Any) -> None:
+        super().__init__("sqlite://", on_commit, cast(Mark, disk.mark), *more, **named)
         self._disk = disk
         self._process = process
         self._waiting: list[_Job] = []
@@ -135,7 +135,7 @@ class SimulatedDatabase(Database):
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            self._begin_numbering(self._disk.connection)
+            self._prepare(self._disk.connection)
         except OperationalError as error:
             raise Unavailable(f"the database cannot be opened: {error}") from None
 
@@ -167,9 +167,9 @@ class SimulatedDatabase(Database):
             self._run_batch(self._disk.connection, batch)
             self.durable()
 
-    def _settle(self, batch: list[_Job]) -> None:
+    def _settle(self, batch: list[_Job], *told: Any) -> None:
         if not self._process.dead:
-            super()._settle(batch)
+            super()._settle(batch, *told)
 
 
 # ---------------------------------------------------------------- an agent's journal

@@ -73,8 +73,16 @@ def _agent_dies_somewhere(world: World, chance: random.Random) -> End:
 def _reboot(world: World, chance: random.Random) -> End:
     host = world.any_host(chance)
     world.invariants.disturbed(host.name)
+    # It says no word more: until its silence is noticed, what is sent to it is lost.
+    world.network.partition(host.name, frozenset({"up", "down"}))
     host.reboot()
-    return host.start
+
+    def end() -> None:
+        world.network.sever_host(host.name)
+        world.network.heal(host.name)
+        host.start()
+
+    return end
 
 
 def _clock_jumps(world: World, chance: random.Random) -> End:
@@ -111,7 +119,7 @@ def _storm(world: World, chance: random.Random) -> End:
         twice=chance.choice((0.0, 0.1, 0.5)),
         overtaken=chance.choice((0.0, 0.1, 0.5)),
         replayed=chance.choice((0.0, 0.05, 0.2)),
-        broken=chance.choice((0.0, 0.005, 0.02)),
+        broken=chance.choice((0.0, 0.01, 0.04)),
     )
     return lambda: setattr(world.network, "weather", Weather())
 
@@ -166,9 +174,9 @@ FAULTS: list[Fault] = [
     Fault("controller dies somewhere", 6, 15, _controller_dies_somewhere),
     Fault("kill agent", 3, 15, _kill_agent),
     Fault("agent dies somewhere", 8, 15, _agent_dies_somewhere),
-    Fault("reboot", 1, 10, _reboot),
+    Fault("reboot", 2, 15, _reboot),
     Fault("clock jumps", 1, 0, _clock_jumps),
-    Fault("partition", 5, 20, _partition),
+    Fault("partition", 6, 30, _partition),
     Fault("partition of all", 1, 12, _partition_all),
     Fault("connection breaks", 3, 0, _sever),
     Fault("storm", 4, 15, _storm),

@@ -157,7 +157,8 @@ class Host:
         if self.process is not None and self.process.fault is not None:
             self.faults.append(self.process.fault)
         self._trace.note("process", f"{self.name} died")
-        self.network.sever_host(self.name)
+        if self.name not in self.network.cut:
+            self.network.sever_host(self.name)
 
     # ------------------------------------------------------------ what happens on it
 

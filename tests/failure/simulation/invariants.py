@@ -54,6 +54,10 @@ class Invariants:
         self._trace.note("VIOLATION", text)
         self.violations.append(f"{self._trace.now:.3f} s: {text}")
 
+    def fault(self, fault: BaseException) -> None:
+        """Something failed that nobody expected to."""
+        self.violation("".join(traceback.format_exception(fault)))
+
     def accept(self, operation: str) -> None:
         """A client was told 202."""
         self.accepted[operation] = None
@@ -158,8 +162,9 @@ class Invariants:
         """All that must hold once nothing is under way."""
         for part in (self._controller, *self._hosts.values()):
             for fault in part.faults:
-                self.violation("".join(traceback.format_exception(fault)))
+                self.fault(fault)
         if self._controller.services is None:
+            self.violation("I5 the controller does not answer")
             return
         connection = self._controller.disk.connection
         try:

@@ -127,7 +127,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._selector = _Jump(self)
         self.set_task_factory(_make_task)
-        self.set_exception_handler(lambda _loop, _context: None)
+        self.faults: list[BaseException] = []
+        """What callbacks raised."""
+        self.set_exception_handler(self._note)
+
+    def _note(self, _loop: object, context: dict[str, Any]) -> None:
+        fault = context.get("exception")
+        # What a task raises is for who awaits it; a callback has nobody else.
+        if "handle" in context and isinstance(fault, BaseException) and not isinstance(fault, Crash):
+            self.faults.append(fault)
 
     def time(self) -> float:
         return self._now

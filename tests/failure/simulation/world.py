@@ -117,7 +117,7 @@ class World:
         chance = random.Random(self.chance.getrandbits(64))
 
         async def work(services: Any) -> Any:
-            return await request.ask(requests.Asking(services, chance, list(self.invariants.accepted)))
+            return await request.ask(requests.Asking(services, chance))
 
         answering = self.controller.ask(work)
         if answering is None:
@@ -181,6 +181,8 @@ class World:
             self.network.sever_host(host)
         await self._until(self.invariants.settled, HEALED_WITHIN)
         self.outcome.settled_after = self.loop.time() - healed
+        for fault in self.loop.faults:
+            self.invariants.fault(fault)
         self.invariants.check_end()
         self.outcome.violations = self.invariants.violations
         self.outcome.ended = dict(self.invariants.ended)

@@ -36,5 +36,6 @@ def upgrade() -> None:
     with op.batch_alter_table("nodes", schema=None) as batch_op:
         batch_op.add_column(sa.Column("mode", sa.String(length=16), server_default="active", nullable=False))
         batch_op.add_column(sa.Column("fenced_at", sa.String(length=32), nullable=True))
+        batch_op.add_column(sa.Column("fenced_by", sa.String(length=64), nullable=True))
     with op.batch_alter_table("containers", schema=None) as batch_op:
         batch_op.add_column(sa.Column("power", sa.String(length=16), nullable=True))
