@@ -140,7 +140,7 @@ class Agent:
             codec.encode(inventory)
         except TooLarge:
             log.warning("the inventory is told without configurations", extra={"containers": len(containers)})
-            bare = tuple(msgspec.structs.replace(container, config={}) for container in containers)
+            bare = tuple(msgspec.structs.replace(container, config={}, bare=True) for container in containers)
             return msgspec.structs.replace(inventory, containers=bare)
         return inventory
 

@@ -105,7 +105,16 @@ class Executor:
             if work is not None:
                 work.cancel()
             return
-        self._tasks.start(self._tell_again(command), "abandon")
+        # A copy of it that comes meanwhile does not begin.
+        self._running[command] = False
+        self._tasks.start(self._give_up(command), "abandon")
+
+    async def _give_up(self, command: str) -> None:
+        try:
+            await self._tell_again(command)
+        finally:
+            del self._running[command]
+            self._abandoned.discard(command)
 
     async def _tell_again(self, command: str) -> None:
         record = await self._journal.find(command)

@@ -14,6 +14,7 @@ from agent.sampler import Sampler
 from agent.transfers import Transfers
 from common.commands import (
     COMMANDS,
+    AdoptContainer,
     Arguments,
     CopyContainer,
     CreateContainer,
@@ -27,6 +28,7 @@ from common.commands import (
     RenameContainer,
     RestoreSnapshot,
     SendContainer,
+    SettleAdoption,
     StartContainer,
     StopContainer,
     UnfreezeContainer,
@@ -143,6 +145,19 @@ async def _restore_snapshot(node: Node, arguments: RestoreSnapshot, _report: Pro
     return await _outcome(node, arguments.container)
 
 
+async def _adopt(node: Node, arguments: AdoptContainer, _report: ProgressReporter) -> Done:
+    await node.driver.adopt(arguments.spec, arguments.found)
+    return await _outcome(node, arguments.spec.id)
+
+
+async def _settle(node: Node, arguments: SettleAdoption, _report: ProgressReporter) -> Done:
+    await node.driver.settle_adoption(arguments.container, arguments.keep)
+    try:
+        return await _outcome(node, arguments.container)
+    except NotFound:
+        return Outcome(), None  # it is a stranger again
+
+
 HANDLERS: dict[type[Arguments], Handler] = {
     EnsureImage: _ensure_image,
     DropImage: _drop_image,
@@ -160,6 +175,8 @@ HANDLERS: dict[type[Arguments], Handler] = {
     CreateSnapshot: _create_snapshot,
     DeleteSnapshot: _delete_snapshot,
     RestoreSnapshot: _restore_snapshot,
+    AdoptContainer: _adopt,
+    SettleAdoption: _settle,
 }
 if HANDLERS.keys() != COMMANDS.keys():
     unmatched = sorted(kind.__name__ for kind in HANDLERS.keys() ^ COMMANDS.keys())

@@ -131,6 +131,23 @@ class RestoreSnapshot(Arguments, frozen=True, tag="snapshot.restore"):
     snapshot: Name
 
 
+class AdoptContainer(Arguments, frozen=True, tag="container.adopt"):
+    """Take a container that is there, of generation `found` (0: not made by vzfleet), into management as `spec`.
+
+    What it was before is kept until the adoption is settled.
+    """
+
+    spec: ContainerSpec
+    found: Count
+
+
+class SettleAdoption(Arguments, frozen=True, tag="container.settle"):
+    """Forget what an adopted container was before, or (not `keep`) make it that again. Settled is success."""
+
+    container: Name
+    keep: bool
+
+
 class TimeoutClass(Enum):
     """How long a command may take once begun, in seconds; what carries its own time-out adds this to it."""
 
@@ -171,6 +188,8 @@ COMMANDS: dict[type[Arguments], CommandSpec] = {
         CommandSpec(CreateSnapshot, TimeoutClass.NORMAL),
         CommandSpec(DeleteSnapshot, TimeoutClass.NORMAL),
         CommandSpec(RestoreSnapshot, TimeoutClass.NORMAL),
+        CommandSpec(AdoptContainer, TimeoutClass.SLOW),
+        CommandSpec(SettleAdoption, TimeoutClass.NORMAL),
     )
 }
 
@@ -191,6 +210,8 @@ AnyArguments = (
     | CreateSnapshot
     | DeleteSnapshot
     | RestoreSnapshot
+    | AdoptContainer
+    | SettleAdoption
 )
 
 

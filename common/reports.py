@@ -114,10 +114,22 @@ class SnapshotReport(Record, frozen=True):
     created_at: float
 
 
+class Difference(Record, frozen=True):
+    """What is not as it should be: a configuration key (`limits.memory`) or a line of LXC's own (`lxc.uts.name`).
+
+    None: there is nothing of it, such as no limit.
+    """
+
+    key: Key
+    expected: Text | None
+    found: Text | None
+
+
 class ContainerReport(Record, frozen=True):
     """A container that exists on a node. `generation` 0 means that no controller ever made it (unmanaged).
 
-    `status` is a code of `common.states.Status`; `reason` says why when it is Error.
+    `status` is a code of `common.states.Status`; `reason` says why when it is Error. `config` is what the node was told
+    last, unless `bare`: then it was left out. `altered` is what is in force, or stands in the node's files, otherwise.
     """
 
     id: Name
@@ -128,6 +140,9 @@ class ContainerReport(Record, frozen=True):
     reason: Text | None = None
     pid: Count | None = None
     snapshots: tuple[SnapshotReport, ...] = ()
+    hwaddr: Name = ""
+    altered: tuple[Difference, ...] = ()
+    bare: bool = False
 
 
 class ImageReport(Record, frozen=True):

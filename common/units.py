@@ -57,6 +57,12 @@ def format_size(size: int) -> str:
     return _two_decimals(Decimal(size) / 1000**power) + _DECIMAL[power]
 
 
+def format_exactly(size: int) -> str:
+    """A size in the largest unit in which it is a whole number: `67108864` as `"64MiB"`."""
+    factor, unit = max((factor, unit) for unit, factor in _FACTORS.items() if unit.strip() and size % factor == 0)
+    return f"{size // factor}{unit}" if size else "0B"
+
+
 def format_percent(share: float) -> str:
     """A share of 1 as a percentage: `0.2` is `"20%"`; at most two decimals, no trailing zeros.
 

@@ -36,16 +36,19 @@ from controller.operations.engine import Engine
 from controller.operations.kinds import Resources
 from controller.records import Change, Event, Token
 from controller.relay import Relay
+from controller.services.adoptions import Adoptions
 from controller.services.changes import Changes
 from controller.services.containers import Containers
 from controller.services.drains import Drains
 from controller.services.enrolment import Enrolment
 from controller.services.fencing import Fencing
+from controller.services.happenings import Happenings
 from controller.services.identities import Identities
 from controller.services.image_operations import ImageOperations
 from controller.services.images import Images
 from controller.services.moves import Moves
 from controller.services.nodes import Nodes
+from controller.services.notices import Notices
 from controller.services.operations import Operations
 from controller.services.promises import Promises
 from controller.services.reconciliation import Reconciliation
@@ -66,8 +69,6 @@ from controller.store.telling import draft
 
 log = logging.getLogger(__name__)
 SAVE_FIGURES_EVERY = 30.0
-BELIEVED_STEP = timedelta(days=1)
-"""How much later than its last operation a starting controller believes to be, before it forgets history."""
 PRUNE_EVERY = 600.0
 
 
@@ -100,6 +101,7 @@ class App:
         self.store = Database(settings.url, self._committed, self._mark, event_rows.EventLog(self._clock))
         self.events = Events(self.store)
         self.fleet.sampled = self.events.sampled
+        self._notices = Notices(self.fleet, self.events)
         self.identities = Identities(self.store, Spool(settings.state), self._clock)
         self.nodes = Nodes(self.store, self.fleet, settings, self._clock)
         self._files = ImageFiles(settings.state / "images")
@@ -124,12 +126,14 @@ class App:
             restored = draft(event_rows.RESTORED, "/1.0", context={"reason": lost})
             await self.store.write(lambda transaction: event_rows.tell(transaction, restored))
         await self.store.read(self._load)
+        self.fleet.watch = self._notices
         await self._go_on_in_time()
         if self.reconciliation.kept:
             await self.reconciliation.end_unfinished()
         await self.identities.open()
         epoch = await self.store.write(lambda transaction: counters.advance(transaction, "epoch"))
-        self.fencing = Fencing(self.nodes, self.store, self.fleet, self._clock)
+        happenings = Happenings(self.nodes, self.fleet, self.events)
+        self.fencing = Fencing(happenings, self.store, self.fleet, self._clock)
         self.witnesses = Witnesses(
             self.fencing,
             self.reconciliation,
@@ -201,6 +205,7 @@ class App:
             moves=moves,
             states=states,
             recovery=Recovery(containers, images),
+            adoptions=Adoptions(containers, self._clock),
             drains=drains,
             fencing=self.fencing,
             images=images,
@@ -242,7 +247,8 @@ class App:
         at_most = None
         if latest is not None:
             operation_ids.follow(latest.id)
-            at_most = datetime.fromisoformat(latest.updated_at) + BELIEVED_STEP
+            # However late it seems to be, half of the history is kept until that time has really passed.
+            at_most = datetime.fromisoformat(latest.updated_at) + timedelta(seconds=self.settings.operation_history / 2)
         self._history_clock = SteadyClock(self._clock, at_most)
 
     def _committed(self, changes: Sequence[Change]) -> None:
@@ -261,6 +267,7 @@ class App:
         await self.dispatcher.close()
         await self.witnesses.close()
         await self.fencing.close()
+        self._notices.close()
         await self.events.close()
         if self._server is not None:
             await self._server.close_all_connections()

@@ -8,10 +8,8 @@ has let more events pass than are kept, and takes no more, is dropped: he resume
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -20,70 +18,18 @@ import msgspec
 from common.errors import Unavailable
 from common.tasks import Tasks
 from controller.notes import Notes
-from controller.records import Event, EventType
+from controller.records import Event
 from controller.store import events as rows
 from controller.store.db import Database
+from controller.subscriptions import Kept, Renderer, Subscription, Wants
 
-log = logging.getLogger(__name__)
 KEPT = 1000
 KEPT_BYTES = 16 * 2**20
 PAGE = 200
-PAGE_BYTES = 2**20
-CHUNK = 64 * 1024
-"""Bytes that a subscriber is given at once, and one event at least."""
 MAX_SUBSCRIBERS = 500
 LEAVE_TIME = 2.0
-GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
-"""Close codes of websockets (RFC 6455, and IANA's registry for 1013)."""
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What a subscriber asks for: types of events, of one container or of all; figures of containers (None: all)."""
-
-    types: Collection[EventType]
-    container: str | None = None
-    metrics: frozenset[str] | None = frozenset()
-
-    def has(self, event: Event) -> bool:
-        """Whether this event is asked for."""
-        if event.type not in self.types:
-            return False
-        named: Collection[str] = event.body.get("containers", ())
-        return self.container is None or event.container == self.container or self.container in named
-
-
-@dataclass(frozen=True)
-class Resync:
-    """Events after `since` are not there any more: whoever asked must read everything anew, as of `sequence`."""
-
-    since: int
-    sequence: int
-
-
-class Renderer:
-    """How events, resyncs and figures look to subscribers, as bytes to be sent."""
-
-    def event(self, event: Event) -> bytes:
-        """A sequenced frame."""
-        raise NotImplementedError
-
-    def resync(self, resync: Resync) -> bytes:
-        """A frame that says that events are missing."""
-        raise NotImplementedError
-
-    def metric(self, container: str) -> bytes:
-        """A container's present figures; nothing if it has none."""
-        raise NotImplementedError
-
-
-@dataclass
-class _Kept:
-    """An event in memory, rendered when the first one asks."""
-
-    event: Event
-    size: int
-    frame: bytes | None = None
+GOING_AWAY = 1001
+"""Close code of websockets (RFC 6455, 7.4.1)."""
 
 
 class Events:
@@ -93,13 +39,13 @@ class Events:
         self._store = store
         self._kept_at_most = kept
         self._kept_bytes = kept_bytes
-        self._kept: deque[_Kept] = deque()
+        self._kept: deque[Kept] = deque()
         self._size = 0
         self.latest = 0
         """The number of the last event that was told."""
         self.subscriptions: set[Subscription] = set()
         self.tasks = Tasks("events")
-        self._notes = Notes(store, self.tasks)
+        self.notes = Notes(store, self.tasks)
         self._closed = False
 
     async def open(self) -> None:
@@ -109,7 +55,7 @@ class Events:
     async def close(self) -> None:
         """Write the notes that wait, and have all subscribers leave."""
         self._closed = True
-        await self._notes.close()
+        await self.notes.close()
         for subscription in list(self.subscriptions):
             subscription.end(GOING_AWAY, f"the controller stops; resume with since={subscription.position}")
         leaving = [subscription.left for subscription in self.subscriptions]
@@ -146,7 +92,7 @@ class Events:
         `details` becomes `context` of the event. While the store refuses writes the last note for each action and
         source waits, a bounded number of them.
         """
-        self._notes.add(action, source, container=container, node=node, details=details)
+        self.notes.add(action, source, container=container, node=node, details=details)
 
     def sampled(self, containers: Collection[str]) -> None:
         """There are new figures of these containers."""
@@ -155,7 +101,7 @@ class Events:
 
     def _keep(self, event: Event) -> None:
         size = len(msgspec.json.encode(event.body))
-        self._kept.append(_Kept(event, size))
+        self._kept.append(Kept(event, size))
         self._size += size
         while len(self._kept) > self._kept_at_most or (self._size > self._kept_bytes and len(self._kept) > 1):
             self._size -= self._kept.popleft().size
@@ -163,6 +109,11 @@ class Events:
     def _forget_all(self) -> None:
         self._kept.clear()
         self._size = 0
+
+    @property
+    def kept(self) -> int:
+        """How many events are in memory."""
+        return len(self._kept)
 
     @property
     def _first(self) -> int:
@@ -177,10 +128,10 @@ class Events:
             raise Unavailable(f"{len(self.subscriptions)} clients listen to events already; try again later")
 
     def subscribe(
-        self, wants: Wants, since: int | None, renderer: Renderer, on_end: Callable[[int, str], None]
+        self, wants: Wants, since: int, renderer: Renderer, on_end: Callable[[int, str], None]
     ) -> Subscription:
-        """Listen from the event after `since` on, or from now on. `on_end` hears a close code and why."""
-        subscription = Subscription(self, wants, self.latest if since is None else since, renderer, on_end)
+        """Listen from the event after `since` on. `on_end` hears a close code and why."""
+        subscription = Subscription(self, wants, since, renderer, on_end)
         self.subscriptions.add(subscription)
         return subscription
 
@@ -190,7 +141,7 @@ class Events:
         if not self.subscriptions:
             self._forget_all()
 
-    def after(self, position: int) -> Iterable[_Kept] | None:
+    def after(self, position: int) -> Iterable[Kept] | None:
         """The events after that one which are in memory; None when the next one is not."""
         skipped = position + 1 - self._first
         return None if skipped < 0 else islice(self._kept, skipped, None)
@@ -202,117 +153,3 @@ class Events:
     async def is_ahead(self, position: int) -> bool:
         """Whether no event had that number yet, though one may just have been written."""
         return position > self.latest and position > await self._store.read(rows.latest)
-
-
-@dataclass(eq=False)
-class Subscription:
-    """One subscriber. `position` is the last event that was handed to it, or left out because it asked for others.
-
-    `sending` is set by its user while the client's connection takes no more.
-    """
-
-    events: Events
-    wants: Wants
-    position: int
-    renderer: Renderer
-    on_end: Callable[[int, str], None]
-    sending: bool = False
-    left: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    _caught_up: bool = False
-    _checked: bool = False
-    _ended: bool = False
-    _dirty: dict[str, None] = field(default_factory=dict)
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def told(self, first: int) -> None:
-        """Something was told; `first` is the oldest event in memory."""
-        self._wake.set()
-        if self.sending and self._caught_up and self.position < first - 1:
-            self.end(TRY_AGAIN_LATER, f"too slow; resume with since={self.position}")
-
-    def sampled(self, containers: Collection[str]) -> None:
-        """There are new figures: what has not been sent yet is sent with the newest."""
-        wanted = self.wants.metrics
-        if wanted is None:
-            self._dirty.update(dict.fromkeys(containers))
-        elif wanted:
-            self._dirty.update(dict.fromkeys(wanted.intersection(containers)))
-        if self._dirty:
-            self._wake.set()
-
-    def end(self, code: int, reason: str) -> None:
-        """Have it closed, for a reason. Only the first one counts."""
-        if not self._ended:
-            self._ended = True
-            self.on_end(code, reason)
-
-    def leave(self) -> None:
-        """Its client is gone."""
-        self._ended = True
-        self.events.leave(self)
-        if not self.left.done():
-            self.left.set_result(None)
-
-    async def next(self) -> bytes:
-        """What is to be sent next; waits until there is something. Raises Unavailable when the store cannot be read."""
-        while True:
-            self._wake.clear()
-            parts = await self._next_events()
-            parts += self._next_metrics()
-            if parts:
-                return b"".join(parts)
-            if self.position >= self.events.latest and not self._dirty:
-                await self._wake.wait()
-
-    async def _next_events(self) -> list[bytes]:
-        if not self._checked:
-            self._checked = True
-            if await self.events.is_ahead(self.position):
-                return [self._resync()]
-        kept = self.events.after(self.position)
-        if kept is None:
-            return await self._next_page()
-        self._caught_up = True
-        parts: list[bytes] = []
-        size = 0
-        for one in kept:
-            self.position = one.event.sequence
-            if self.wants.has(one.event):
-                one.frame = one.frame or self.renderer.event(one.event)
-                parts.append(one.frame)
-                size += len(one.frame)
-                if size >= CHUNK:
-                    break
-        return parts
-
-    async def _next_page(self) -> list[bytes]:
-        """Events from the table; what is missing there was pruned, or lost with an older database."""
-        page = await self.events.page(self.position)
-        if not page or page[0].sequence != self.position + 1:
-            return [self._resync()]
-        parts: list[bytes] = []
-        size = 0
-        for event in page:
-            if event.sequence > self.position + 1 or size > PAGE_BYTES:
-                break
-            self.position = event.sequence
-            if self.wants.has(event):
-                parts.append(self.renderer.event(event))
-                size += len(parts[-1])
-        return parts
-
-    def _resync(self) -> bytes:
-        missed = Resync(self.position, self.events.latest)
-        self.position = missed.sequence
-        return self.renderer.resync(missed)
-
-    def _next_metrics(self) -> list[bytes]:
-        parts: list[bytes] = []
-        size = 0
-        while self._dirty and size < CHUNK:
-            container = next(iter(self._dirty))
-            del self._dirty[container]
-            frame = self.renderer.metric(container)
-            parts.append(frame)
-            size += len(frame)
-        return [part for part in parts if part]

@@ -6,7 +6,7 @@ A mirror of committed rows plus what agents pushed. No SQL, no waiting: every re
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,15 +21,28 @@ LARGEST_ERROR = 1e10
 """Seconds by which an agent's clock is believed to be wrong at most: what agents send is shown."""
 
 
+class Watch(Protocol):
+    """What hears of changes by which containers may have drifted, or become somebody's. Both calls are quick."""
+
+    def container_changed(self, container: str) -> None:
+        """Its row, its report, its snapshots or its node changed; or it is gone."""
+        ...
+
+    def unmanaged_changed(self, node: str) -> None:
+        """A node may have other containers of nobody's."""
+        ...
+
+
 class Fleet:
     """Nodes, containers and images in memory. `revision` grows with every change that a reader could see.
 
-    `sampled` hears which containers have new figures.
+    `sampled` hears which containers have new figures, `watch` what else changes.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.sampled: Callable[[Collection[str]], None] | None = None
+        self.watch: Watch | None = None
         self.nodes: dict[str, LiveNode] = {}
         self.containers: dict[str, LiveContainer] = {}
         self.images: dict[str, Image] = {}
@@ -71,8 +84,15 @@ class Fleet:
             self._put_container(change.record)
         elif change.key in self.containers:
             gone = self.containers.pop(change.key)
-            if gone.record.node in self.nodes:
-                self.nodes[gone.record.node].containers.discard(change.key)
+            node = self.nodes.get(gone.record.node)
+            if node is not None:
+                node.containers.discard(change.key)
+                if gone.record.phase is Phase.CREATING and gone.report is not None:
+                    # Its row was given up, and it is there.
+                    node.keep(Unclaimed(gone.report, gone.sample, gone.sampled_at))
+                self._unclaimed_changed(gone.record.node, [change.key])
+            if self.watch is not None:
+                self.watch.container_changed(change.key)
 
     def _put_container(self, record: Container) -> None:
         live = self.containers.get(record.id)
@@ -92,6 +112,7 @@ class Fleet:
         unclaimed = node.unclaimed.get(live.record.id) if node is not None else None
         if node is not None and unclaimed is not None and unclaimed.report.generation == live.record.generation:
             del node.unclaimed[live.record.id]
+            self._unclaimed_changed(live.record.node, [])
             live.report, live.sample, live.sampled_at = unclaimed.report, unclaimed.sample, unclaimed.sampled_at
 
     def _apply_snapshot(self, change: Change) -> None:
@@ -155,7 +176,9 @@ class Fleet:
         node.images = {image.fingerprint: image.mapped for image in inventory.images}
         node.last_seen = timestamp(self._clock.now())
         reports = {report.id: report for report in inventory.containers}
+        before = node.unclaimed
         node.unclaimed = {id: Unclaimed(report) for id, report in reports.items() if not self._belongs(name, report)}
+        self._unclaimed_changed(name, before.keys() | node.unclaimed.keys())
         for container in node.containers:
             live = self.containers[container]
             report = reports.get(container)
@@ -169,7 +192,7 @@ class Fleet:
             return
         ahead = samples.sampled_at - self._clock.now().timestamp()
         node.clock_error = max(-LARGEST_ERROR, min(LARGEST_ERROR, ahead)) if abs(ahead) > CLOCK_STEP else 0.0
-        node.sample, node.sampled_at = samples.node, self._by_our_clock(node, samples.sampled_at)
+        node.sample, node.sampled_at = samples.node, self._by_our_clock(samples.sampled_at)
         node.last_seen = timestamp(self._clock.now())
         new = [sample.id for sample in samples.containers if self._put_sample(name, sample, samples.sampled_at)]
         self._tell_sampled(new)
@@ -184,6 +207,8 @@ class Fleet:
             node.unclaimed.pop(report.id, None)
             if not removed:
                 node.keep(Unclaimed(report))
+                self._replaced(name, report.id)
+            self._unclaimed_changed(name, [report.id])
         else:
             live = self.containers[report.id]
             live.report = None if removed else report
@@ -196,21 +221,34 @@ class Fleet:
         if report is not None and not self._belongs(name, report):
             # A move or a rename: the row that claims it is written when the operation gets there.
             if name in self.nodes:
-                at = None if sampled_at is None else self._by_our_clock(self.nodes[name], sampled_at)
-                self.nodes[name].keep(Unclaimed(report, outcome.sample, at))
+                at = None if sampled_at is None else self._by_our_clock(sampled_at)
+                live = self.containers.get(report.id)
+                expected = live is None or report.generation > live.record.generation
+                self.nodes[name].keep(Unclaimed(report, outcome.sample, at, expected))
+                self._replaced(name, report.id)
+                self._unclaimed_changed(name, [report.id])
             return
         if report is not None:
             live = self.containers[report.id]
             live.report = report
+            if self.nodes[name].unclaimed.pop(report.id, None) is not None:
+                self._unclaimed_changed(name, [])  # it was adopted
             self._touch(live)
         sample = outcome.sample
         if sample is not None and sampled_at is not None and self._put_sample(name, sample, sampled_at):
             self._tell_sampled([sample.id])
 
+    def _replaced(self, name: str, container: str) -> None:
+        """A node has another container under this id, so that it has the row's no more."""
+        live = self.containers.get(container)
+        if live is not None and live.record.node == name:
+            live.report = None
+
     def gone(self, name: str, container: str) -> None:
         """A command removed this container from the node: what was reported of it there holds no more."""
         if name in self.nodes:
             self.nodes[name].unclaimed.pop(container, None)
+            self._unclaimed_changed(name, [container])
         live = self.containers.get(container)
         # A whole one that is being deleted is shown as it was until its row goes.
         if live is not None and live.record.node == name and live.record.phase is not Phase.READY:
@@ -219,21 +257,20 @@ class Fleet:
 
     def _put_sample(self, name: str, sample: ContainerSample, sampled_at: float) -> bool:
         live = self.containers.get(sample.id)
-        node = self.nodes.get(name)
-        if node is None or live is None or live.record.node != name:
+        if live is None or live.record.node != name or not live.take_sample(sample, self._by_our_clock(sampled_at)):
             return False
-        if not live.take_sample(sample, self._by_our_clock(node, sampled_at)):
-            return False
-        self._touch(live)
+        live.rendered.clear()
+        self.revision += 1
         return True
 
     def _tell_sampled(self, containers: Collection[str]) -> None:
         if self.sampled is not None and containers:
             self.sampled(containers)
 
-    def _by_our_clock(self, node: LiveNode, sampled_at: float) -> float:
-        """A time by an agent's clock, which may be wrong: nothing was sampled in the future, or before 1970."""
-        return max(0.0, min(sampled_at - node.clock_error, self._clock.now().timestamp()))
+    def _by_our_clock(self, sampled_at: float) -> float:
+        """A time by an agent's clock, which may be wrong. Figures are told at once: by far older ones are of now."""
+        now = self._clock.now().timestamp()
+        return now if abs(now - sampled_at) > CLOCK_STEP else min(sampled_at, now)
 
     def _belongs(self, name: str, report: ContainerReport) -> bool:
         live = self.containers.get(report.id)
@@ -241,7 +278,19 @@ class Fleet:
 
     def _touch(self, live: LiveContainer) -> None:
         live.rendered.clear()
+        live.drift = None
         self.revision += 1
+        if self.watch is not None:
+            self.watch.container_changed(live.record.id)
+
+    def _unclaimed_changed(self, node: str, containers: Iterable[str]) -> None:
+        """Other containers of nobody's are on a node: where one of these ids runs elsewhere, that is drift."""
+        for container in containers:
+            if container in self.containers:
+                self._touch(self.containers[container])
+        self.revision += 1
+        if self.watch is not None:
+            self.watch.unmanaged_changed(node)
 
     # ------------------------------------------------------------ what readers ask
 

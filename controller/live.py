@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from common.reports import ContainerReport, ContainerSample, NodeSample
 from common.states import CONTAINER_STATES, NodeStatus, Status
+from controller.drift import Drift
 from controller.records import Container, Node, NodeMode, Phase, Snapshot
 
 MAX_UNCLAIMED = 10_000
@@ -16,11 +17,15 @@ CLOCK_STEP = 60.0
 
 @dataclass
 class Unclaimed:
-    """A container on a node of which no row says that it belongs there: made by hand, or about to be claimed."""
+    """A container on a node of which no row says that it belongs there: made by hand, or about to be claimed.
+
+    `expected`: a command of an operation has just made it, whose row is written when the operation gets there.
+    """
 
     report: ContainerReport
     sample: ContainerSample | None = None
     sampled_at: float | None = None
+    expected: bool = False
 
 
 @dataclass
@@ -34,6 +39,8 @@ class LiveContainer:
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     rendered: dict[str, bytes] = field(default_factory=dict)
     """Answers of the API as bytes, by kind; dropped at every change."""
+    drift: tuple[Drift, ...] | None = None
+    """Its differences, once somebody has asked; dropped at every change but those of figures."""
 
     @property
     def figures(self) -> ContainerSample:

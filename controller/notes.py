@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import NoSpace, Unavailable, VzfleetError
 from common.tasks import Tasks
@@ -40,6 +40,11 @@ class Notes:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def waiting(self) -> list[Event]:
+        """Those that are not written yet, in order."""
+        return list(self._waiting.values())
+
     def add(
         self,
         action: str,
@@ -50,6 +55,8 @@ class Notes:
         details: Mapping[str, Any] | None = None,
     ) -> None:
         """Queue a note."""
+        # Some names come from the nodes, and may be anything.
+        source, container, node = _fit(source, 255), _fit(container, 64), _fit(node, 63)
         key = (action, source, 0 if self._refused else next(self._numbers))
         self._waiting.pop(key, None)
         self._waiting[key] = draft(action, source, container=container, node=node, context=details)
@@ -65,15 +72,19 @@ class Notes:
             await asyncio.wait({self._writer}, timeout=LAST_TRY)
 
     async def _write(self) -> None:
+        together = BATCH
         while self._waiting:
-            batch = dict(islice(self._waiting.items(), BATCH))
+            batch = dict(islice(self._waiting.items(), together))
             try:
                 await self._store.write(partial(_tell, events=list(batch.values())))
             except (NoSpace, Unavailable) as error:
                 await self._hold(error)
                 continue
             except VzfleetError as error:
-                log.error("notes could not be written", extra={"reason": error.text, "notes": len(batch)})
+                if len(batch) > 1:
+                    together = 1  # one of them cannot be written: the others can
+                    continue
+                log.error("a note could not be written", extra={"reason": error.text})
             if self._lost:
                 log.error("notes were lost: too many waited for the store", extra={"notes": self._lost})
             self._refused, self._lost = False, 0
@@ -90,6 +101,14 @@ class Notes:
             newest[action, source, 0] = event
         self._waiting = newest
         await asyncio.sleep(self._retry_delay)
+
+
+T = TypeVar("T", str, str | None)
+
+
+def _fit(text: T, size: int) -> T:
+    """What a column of that size can hold."""
+    return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:size]
 
 
 def _tell(transaction: Transaction, events: list[Event]) -> None:

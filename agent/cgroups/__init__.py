@@ -5,8 +5,8 @@ OUTER directory of a container (`vzfleet/101`); its processes live in an inner o
 see (`lxc.cgroup.dir.container.inner`, lxc.container.conf(5)).
 """
 
-from agent.cgroups.base import ContainerCgroup, Figures
+from agent.cgroups.base import INNER, ContainerCgroup, Figures, Limits
 from agent.cgroups.detect import Cgroups
 from agent.cgroups.moves import Moves
 
-__all__ = ["Cgroups", "ContainerCgroup", "Figures", "Moves"]
+__all__ = ["INNER", "Cgroups", "ContainerCgroup", "Figures", "Limits", "Moves"]

@@ -26,6 +26,39 @@ class Figures:
     processes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What limits a running container now. None: no limit; `share` is the version's own number for a soft share."""
+
+    memory: int | None
+    processes: int | None
+    cpus: tuple[int, ...]
+    quota: tuple[int, int] | None
+    """Microseconds of every period."""
+    share: int
+
+
+INNER = "ns"
+"""The directory inside a container's own in which its processes are, and where `lxc-cgroup` writes."""
+
+
+def tightest(outer: Limits, inner: Limits | None) -> Limits:
+    """What holds where the one directory is inside of the other. A share counts among siblings: the inner has none."""
+    if inner is None:
+        return outer
+    return Limits(
+        memory=_least(outer.memory, inner.memory),
+        processes=_least(outer.processes, inner.processes),
+        cpus=inner.cpus or outer.cpus,
+        quota=min((quota for quota in (outer.quota, inner.quota) if quota), key=lambda q: q[0] / q[1], default=None),
+        share=outer.share,
+    )
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    return min((number for number in (one, other) if number is not None), default=None)
+
+
 class ContainerCgroup(ABC):
     """The outer cgroup of one container. It need not exist: figures are None then, and setters raise DriverFailed.
 
@@ -40,6 +73,18 @@ class ContainerCgroup(ABC):
     @abstractmethod
     def figures(self) -> Figures:
         """What it uses now."""
+
+    @abstractmethod
+    def limits(self) -> Limits | None:
+        """What limits it now, by the outer or the inner directory; None where that cannot be read, as after its end."""
+
+    @abstractmethod
+    def loosen_inner(self) -> None:
+        """Take all limits of the inner directory away, which nobody but a hand has set; those of the outer one hold."""
+
+    @abstractmethod
+    def share_of(self, allowance: Allowance | None) -> int:
+        """The number that `limits` has as `share` for an allowance."""
 
     @abstractmethod
     def cpu_time(self) -> int | None:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.cgroups.base import ContainerCgroup, Figures
+from agent.cgroups.base import INNER, ContainerCgroup, Figures, Limits, tightest
 from agent.cgroups.files import (
     format_cpus,
     make_directory,
@@ -59,6 +59,42 @@ class ContainerV1(ContainerCgroup):
             cpu_time=self.cpu_time(),
             processes=read_number(self._paths["processes"]),
         )
+
+    def limits(self) -> Limits | None:
+        outer = self._limits("")
+        return None if outer is None else tightest(outer, self._limits(f"{INNER}/"))
+
+    def _limits(self, place: str) -> Limits | None:
+        memory = read_number(self._file("memory", f"{place}memory.limit_in_bytes"))
+        share = read_number(self._file("cpu", f"{place}cpu.shares"))
+        cpus = read_text(self._file("cpuset", f"{place}cpuset.cpus"))
+        processes = read_text(self._file("pids", f"{place}pids.max"))
+        quota, period = (read_number(self._file("cpu", f"{place}cpu.cfs_{name}_us")) for name in ("quota", "period"))
+        if memory is None or share is None or cpus is None or processes is None or quota is None or period is None:
+            return None
+        return Limits(
+            memory=memory if memory < _UNLIMITED else None,
+            processes=None if processes.strip() == "max" else int(processes),
+            cpus=tuple(parse_cpus(cpus)),
+            quota=(quota, period) if quota > 0 else None,
+            share=share,
+        )
+
+    def loosen_inner(self) -> None:
+        values = [
+            ("memory", "memory.memsw.limit_in_bytes", "-1"),
+            ("memory", "memory.limit_in_bytes", "-1"),
+            ("pids", "pids.max", "max"),
+            ("cpu", "cpu.cfs_quota_us", "-1"),
+            ("cpuset", "cpuset.cpus", (read_text(self._file("cpuset", "cpuset.cpus")) or "").strip()),
+        ]
+        for controller, name, value in values:
+            file = self._file(controller, f"{INNER}/{name}")
+            if file.exists():
+                write_text(file, value)
+
+    def share_of(self, allowance: Allowance | None) -> int:
+        return shares(allowance)
 
     def cpu_time(self) -> int | None:
         return read_number(self._paths["cpu"])

@@ -10,8 +10,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.cgroups.base import ContainerCgroup, Figures
-from agent.cgroups.files import format_cpus, make_directory, read_keys, read_number, read_text, write_text
+from agent.cgroups.base import INNER, ContainerCgroup, Figures, Limits, tightest
+from agent.cgroups.files import (
+    format_cpus,
+    make_directory,
+    parse_cpus,
+    read_keys,
+    read_number,
+    read_text,
+    write_text,
+)
 from common.errors import DriverFailed
 from common.options import Allowance, Settings
 
@@ -42,6 +50,39 @@ class ContainerV2(ContainerCgroup):
             cpu_time=self.cpu_time(),
             processes=read_number(self._prefix + "pids.current"),
         )
+
+    def limits(self) -> Limits | None:
+        outer = self._limits("")
+        return None if outer is None else tightest(outer, self._limits(f"{INNER}/"))
+
+    def _limits(self, place: str) -> Limits | None:
+        prefix = self._prefix + place
+        memory, processes = read_text(prefix + "memory.max"), read_text(prefix + "pids.max")
+        cpus, share = read_text(prefix + "cpuset.cpus"), read_number(prefix + "cpu.weight")
+        time = (read_text(prefix + "cpu.max") or "").split()
+        if memory is None or processes is None or cpus is None or share is None or len(time) != 2:
+            return None
+        return Limits(
+            memory=None if memory.strip() == "max" else int(memory),
+            processes=None if processes.strip() == "max" else int(processes),
+            cpus=tuple(parse_cpus(cpus)),
+            quota=None if time[0] == "max" else (int(time[0]), int(time[1])),
+            share=share,
+        )
+
+    def loosen_inner(self) -> None:
+        inner = self._directory / INNER
+        cpus = (read_text(self._directory / "cpuset.cpus.effective") or "").strip()
+        values = {"memory.max": "max", "memory.swap.max": "max", "pids.max": "max", "cpu.max": f"max {DEFAULT_PERIOD}"}
+        for name, value in values.items():
+            if (inner / name).exists():
+                write_text(inner / name, value)
+        # Where it is empty nothing was set, and once it has processes it cannot be emptied again.
+        if (read_text(inner / "cpuset.cpus") or "").strip():
+            write_text(inner / "cpuset.cpus", cpus)
+
+    def share_of(self, allowance: Allowance | None) -> int:
+        return weight(allowance)
 
     def cpu_time(self) -> int | None:
         used = read_keys(self._prefix + "cpu.stat").get("usage_usec")

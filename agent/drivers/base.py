@@ -142,6 +142,18 @@ class Driver(ABC):
         """Give a stopped container `spec.id`, and the rest of `spec`. Running is Conflict when the id changes."""
 
     @abstractmethod
+    async def adopt(self, spec: ContainerSpec, found: int) -> None:
+        """Take a container that is there, of generation `found`, as `spec`; its files and snapshots stay.
+
+        One of generation 0 (made by hand) must be stopped, and its files are given to the ids of `spec`. What it was
+        before is kept for `settle_adoption`. Another generation is Conflict, an unknown id NotFound.
+        """
+
+    @abstractmethod
+    async def settle_adoption(self, container: str, keep: bool) -> None:
+        """Forget what an adopted container was before; without `keep` make it exactly that again."""
+
+    @abstractmethod
     async def create_snapshot(self, container: str, snapshot: str) -> None:
         """Take a crash-consistent snapshot."""
 

@@ -189,7 +189,7 @@ class FakeDriver(Driver):
         if found.started_at is None:
             found.started_at = self._clock.now().timestamp()
             self._plan_death(container)
-        found.status = Status.RUNNING
+        found.status, found.altered = Status.RUNNING, {}
         self._node.done("container.start", container)
 
     async def stop(self, container: str, timeout: float, force: bool) -> None:
@@ -211,8 +211,8 @@ class FakeDriver(Driver):
     async def update(self, spec: ContainerSpec) -> None:
         await self._node.reach("container.update", spec.id)
         found = self._node.find(spec.id)
-        if found.spec != spec:
-            found.spec = spec
+        if found.spec != spec or found.altered:
+            found.spec, found.altered = spec, {}
             self._node.done("container.update", spec.id)
 
     async def rename(self, container: str, spec: ContainerSpec) -> None:
@@ -232,6 +232,26 @@ class FakeDriver(Driver):
         found.spec = spec
         self._node.world.containers[spec.id] = found
         self._node.done("container.rename", container)
+
+    async def adopt(self, spec: ContainerSpec, found: int) -> None:
+        await self._node.reach("container.adopt", spec.id)
+        there = self._node.find(spec.id)
+        if there.spec == spec:
+            return
+        if there.spec.generation != found:
+            raise Conflict(f"container {spec.id} is of generation {there.spec.generation}", field="generation")
+        if found == 0 and there.running:
+            raise Conflict(f"container {spec.id} is running")
+        there.before, there.spec = there.spec, spec
+        self._node.done("container.adopt", spec.id)
+
+    async def settle_adoption(self, container: str, keep: bool) -> None:
+        await self._node.reach("container.settle", container)
+        there = self._node.world.containers.get(container)
+        if there is not None and there.before is not None:
+            there.spec = there.spec if keep else there.before
+            there.before = None
+            self._node.done("container.settle", container)
 
     async def create_snapshot(self, container: str, snapshot: str) -> None:
         await self._node.reach("snapshot.create", container)
@@ -280,9 +300,22 @@ class FakeDriver(Driver):
             self._node.save()
             self._tell(self._node.find(container), gone=False)
 
-    def appear(self, container: str) -> None:
-        """Have a container made by hand on the host: the listener hears of it."""
-        made = FakeContainer(ContainerSpec(container, 0, "", "", {}), Status.STOPPED, "made by hand")
+    def wake(self, container: str) -> None:
+        """Have a container started by hand on the host: the listener hears of it."""
+        found = self._node.find(container)
+        found.status, found.started_at = Status.RUNNING, self._clock.now().timestamp()
+        self._node.save()
+        self._tell(found, gone=False)
+
+    def alter(self, container: str, key: str, found: str | None) -> None:
+        """Have a limit (a configuration key) changed by hand on the host: the listener hears of it."""
+        self._node.find(container).altered[key] = found
+        self._node.save()
+        self._tell(self._node.find(container), gone=False)
+
+    def appear(self, container: str, spec: ContainerSpec | None = None, status: Status = Status.STOPPED) -> None:
+        """Have a container made by hand on the host, or (with `spec`) one that was left behind; the listener hears."""
+        made = FakeContainer(spec or ContainerSpec(container, 0, "", "", {}), status, "made by hand")
         self._node.world.containers[container] = made
         self._node.save()
         self._tell(made, gone=False)

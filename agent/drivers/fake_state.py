@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from common.errors import InvalidRequest, error_from_code
-from common.reports import ContainerReport, ContainerSpec, ImageReport, SnapshotReport
+from common.reports import ContainerReport, ContainerSpec, Difference, ImageReport, SnapshotReport
 from common.states import Status
 
 
@@ -21,13 +21,18 @@ class FakeSnapshot(Struct):
 
 
 class FakeContainer(Struct):
-    """A container that is only written down. `content` stands for its files."""
+    """A container that is only written down. `content` stands for its files, `altered` for what was changed by hand.
+
+    `before` is what it was before its adoption, until that is settled.
+    """
 
     spec: ContainerSpec
     status: int
     content: str
     started_at: float | None = None
     snapshots: list[FakeSnapshot] = []
+    altered: dict[str, str | None] = {}
+    before: ContainerSpec | None = None
 
     @property
     def running(self) -> bool:
@@ -42,7 +47,17 @@ class FakeContainer(Struct):
         """It as the wire shows it."""
         snapshots = tuple(SnapshotReport(snapshot.name, snapshot.created_at) for snapshot in self.snapshots)
         spec = self.spec
-        return ContainerReport(spec.id, spec.generation, self.status, spec.config, spec.hostname, snapshots=snapshots)
+        altered = tuple(Difference(key, spec.config.get(key), found) for key, found in self.altered.items())
+        return ContainerReport(
+            spec.id,
+            spec.generation,
+            self.status,
+            spec.config,
+            spec.hostname,
+            snapshots=snapshots,
+            hwaddr=spec.hwaddr,
+            altered=altered,
+        )
 
     def snapshot(self, name: str) -> FakeSnapshot | None:
         """The snapshot of this name."""

@@ -10,9 +10,11 @@ from common.states import Status, status_named
 from controller.api.base import Handler
 from controller.api.identity import Right, authorize
 from controller.api.views import container_url, rendered
+from controller.deviations import drift_of
 from controller.live import LiveContainer
 from controller.services.changes import check_match, etag_of
 from controller.services.requests import (
+    AdoptSource,
     CreateBody,
     CreateWithIdBody,
     MigrationSource,
@@ -29,7 +31,7 @@ class Containers(Handler):
     """GET and POST /1.0/vz."""
 
     rights = {"GET": Right.READ, "POST": Right.OPERATE}
-    parameters = ("recursion", "node", "status", "hostname", "limit", "cursor")
+    parameters = ("recursion", "node", "status", "hostname", "drift", "limit", "cursor")
 
     def get(self) -> None:
         fleet = self.services.fleet
@@ -46,6 +48,7 @@ class Containers(Handler):
         node = self.get_query_argument("node", "")
         hostname = self.get_query_argument("hostname", "")
         status = self._status()
+        drift = self.flag_parameter("drift") if self.get_query_argument("drift", "") else None
         if node:
             self.services.nodes.require(check_node_name(node))
         return [
@@ -54,6 +57,7 @@ class Containers(Handler):
             if (not node or live.record.node == node)
             and (not hostname or live.record.hostname == hostname)
             and (status is None or fleet.status_of(live).status is status)
+            and (drift is None or bool(drift_of(fleet, live)) is drift)
         ]
 
     def _status(self) -> Status | None:
@@ -84,11 +88,13 @@ class Containers(Handler):
 
 
 async def create(handler: Handler, container: str | None, body: CreateBody) -> None:
-    """Create from any source, or move when the source says so."""
+    """Create from any source, or move or adopt when the source says so."""
     if isinstance(body.source, MigrationSource):
         if container is None:
             raise InvalidRequest("a move needs an id", field="id", allowed="the container's own, or a new one")
         operation = await handler.services.moves.migrate(handler.known, container, body, body.source)
+    elif isinstance(body.source, AdoptSource):
+        operation = await handler.services.adoptions.adopt(handler.known, container, body)
     else:
         operation = await handler.services.containers.create(handler.known, container, body)
     handler.answer_operation(operation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,13 +15,15 @@ from common.names import check_container_id
 from controller.api.base import Handler
 from controller.api.frames import Frames
 from controller.api.identity import Right, authenticate, authorize
-from controller.events import TRY_AGAIN_LATER, Subscription, Wants
 from controller.records import EventType
+from controller.subscriptions import TRY_AGAIN_LATER, Subscription, Wants
 
 PING_EVERY = 10.0
 """Seconds, as LXD; who has not answered by the next one is closed."""
 MAX_MESSAGE = 4096
 MAX_METRICS = 10_000
+SEND_BUFFER = 128 * 1024
+"""Bytes that the kernel keeps for a client which does not take them."""
 METRIC = "metric"
 TYPES = ("operation", "lifecycle", METRIC, "logging")
 """LXD's `logging` is understood, and there are never any."""
@@ -48,9 +51,10 @@ class Events(Handler, WebSocketHandler):
         if origin is not None and urlsplit(origin).netloc != headers.get("Host"):
             raise Forbidden("another site's pages may not listen", field="Origin")
         self._wants = self._read_wants()
-        self._since = self.whole_parameter("since", -1, 0) if self.get_query_argument("since", "") else None
+        latest = self.services.events.latest
+        self._since = self.whole_parameter("since", latest, 0)
         self.services.events.require_room()
-        self.set_header("X-Sequence", str(self.services.events.latest))
+        self.set_header("X-Sequence", str(latest))
         await super().get(*args, **kwargs)
 
     def _read_wants(self) -> Wants:
@@ -79,6 +83,8 @@ class Events(Handler, WebSocketHandler):
 
     def open(self, *_args: str, **_kwargs: str) -> None:
         self.set_nodelay(True)
+        connection: Any = self.ws_connection
+        connection.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         frames = Frames(self.services.fleet, self.services.operations)
         events = self.services.events
         self._subscription = events.subscribe(self._wants, self._since, frames, self.close)

@@ -11,10 +11,10 @@ import orjson
 
 from common.clock import timestamp
 from controller.api.views import container_url, operation_view, rendered
-from controller.events import Renderer, Resync
 from controller.fleet import Fleet
 from controller.records import Event, EventType, Operation
 from controller.services.operations import Operations
+from controller.subscriptions import Renderer, Resync
 
 PROJECT = "default"
 _TEXT = 0x81

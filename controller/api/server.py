@@ -8,7 +8,14 @@ from controller.api.base import Handler
 from controller.api.identity import Right
 from controller.api.reconciliation import reconciliation_view
 
-API_EXTENSIONS = ("operations_history", "placement", "nodes", "metadata_configuration")
+API_EXTENSIONS = (
+    "operations_history",
+    "placement",
+    "nodes",
+    "metadata_configuration",
+    "event_lifecycle",
+    "events_since",
+)
 
 
 class Root(Handler):

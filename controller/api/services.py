@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from controller.events import Events
 from controller.fleet import Fleet
 from controller.relay import Relay
+from controller.services.adoptions import Adoptions
 from controller.services.changes import Changes
 from controller.services.containers import Containers
 from controller.services.drains import Drains
@@ -47,6 +48,7 @@ class Services:
     moves: Moves
     states: States
     recovery: Recovery
+    adoptions: Adoptions
     drains: Drains
     fencing: Fencing
     images: Images

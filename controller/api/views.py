@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from msgspec import to_builtins
 
 from common.clock import timestamp
 from common.options import parse_config
-from common.reports import ContainerSample, Interface
-from common.states import Status
+from common.reports import ContainerReport, ContainerSample, Interface
+from common.states import CONTAINER_STATES, Status
 from common.units import format_percent, format_size
+from controller.deviations import drift_of, drifted, unmanaged
 from controller.fleet import Fleet
 from controller.live import LiveContainer, LiveNode
 from controller.records import Image, Operation, Snapshot
@@ -64,6 +66,7 @@ def container_view(fleet: Fleet, live: LiveContainer) -> dict[str, Any]:
         "image": record.image,
         "created_at": record.created_at,
         "status": status,
+        "drift": [to_builtins(one) for one in drift_of(fleet, live)],
     }
 
 
@@ -186,6 +189,7 @@ def node_view(fleet: Fleet, live: LiveNode) -> dict[str, Any]:
     """A node with its status, capacity (bytes) and load."""
     facts, sample = live.record.facts, live.sample
     records = [fleet.containers[container].record for container in live.containers]
+    strangers = unmanaged(fleet, live)
     return {
         "name": live.record.name,
         "description": live.record.description,
@@ -222,8 +226,23 @@ def node_view(fleet: Fleet, live: LiveNode) -> dict[str, Any]:
             "sampled_at": _time(live.sampled_at),
         },
         "containers": len(records),
-        "unmanaged": sorted(live.unclaimed),
+        "drifted": drifted(fleet, live),
+        "unmanaged": [report.id for report in strangers],
+        "unmanaged_containers": [_unmanaged(report) for report in strangers],
         "online": live.reachable,
+    }
+
+
+def _unmanaged(report: ContainerReport) -> dict[str, Any]:
+    """A container of nobody's; `own` is one that vzfleet has made."""
+    status = Status(report.status) if report.status in CONTAINER_STATES else Status.ERROR
+    own = report.generation > 0
+    return {
+        "id": report.id,
+        "status": status.text,
+        "format": "own" if own else "foreign",
+        "generation": report.generation if own else None,
+        "hostname": report.hostname or None,
     }
 
 

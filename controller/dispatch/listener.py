@@ -46,6 +46,7 @@ class LinkListener(Protocol):
     def inventory(self, node: str, inventory: Inventory) -> Mapping[str, int] | Awaitable[Mapping[str, int]]:
         """All that the node has. Returns id to generation of the containers that belong to it.
 
+        It must be believed before the call returns, since results that come after it do not wait for the rest.
         A failure ends the session: the agent comes back and reports again.
         """
         ...

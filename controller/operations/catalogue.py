@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.operations import containers, copies, images, moves, nodes, recoveries, snapshots, states
+from controller.operations import adoptions, containers, copies, images, moves, nodes, recoveries, snapshots, states
 from controller.operations.kinds import Kind
 
 KINDS: dict[str, Kind] = {
@@ -24,6 +24,7 @@ KINDS: dict[str, Kind] = {
         moves.MOVE,
         recoveries.FROM_IMAGE,
         recoveries.FROM_COPY,
+        adoptions.ADOPT,
         nodes.DRAIN,
         nodes.RESTORE,
         images.IMPORT,

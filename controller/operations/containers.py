@@ -15,10 +15,11 @@ from common.commands import (
     StartContainer,
     UpdateContainer,
 )
-from common.errors import NotFound
+from common.errors import Conflict, NotFound, Stale
 from common.options import parse_config
 from common.reports import ContainerSpec, ImageSpec
 from controller.operations.kinds import Context, Kind, Step
+from controller.operations.power import started
 from controller.records import Operation, Phase
 from controller.store import containers as rows
 from controller.store.db import Transaction
@@ -123,7 +124,8 @@ def _created(transaction: Transaction, operation: Operation) -> None:
     image = record.image
     if fingerprint is not None and image is not None:
         image = {**image, "fingerprint": fingerprint}
-    ready = msgspec.structs.replace(record, phase=Phase.READY, operation=None, image=image, error=None)
+    power = started(operation.parameters["start"])
+    ready = msgspec.structs.replace(record, phase=Phase.READY, operation=None, image=image, error=None, power=power)
     rows.rows.replace(transaction, ready)
 
 
@@ -227,10 +229,15 @@ RENAME = Kind(
 
 async def _delete(context: Context) -> None:
     wanted = context.parameters(DeleteParameters)
-    if not wanted.row_only:
-        await context.command(
-            wanted.node, DeleteContainer(wanted.container, wanted.generation, wanted.force), wanted.generation
-        )
+    if wanted.row_only:
+        return
+    arguments = DeleteContainer(wanted.container, wanted.generation, wanted.force)
+    try:
+        await context.command(wanted.node, arguments, wanted.generation)
+    except (Conflict, Stale) as error:
+        # The node has another one under that id, which stays: this one is not there.
+        if error.field != "generation":
+            raise
 
 
 def _deleted(transaction: Transaction, operation: Operation) -> None:

@@ -12,6 +12,7 @@ from common.errors import VzfleetError
 from common.reports import ContainerSpec
 from controller.operations.containers import creation_failed
 from controller.operations.kinds import Context, Kind, Step
+from controller.operations.power import leave, started
 from controller.operations.transfers import transfer
 from controller.records import Operation, Phase
 from controller.store import containers as rows
@@ -101,7 +102,7 @@ async def _start_copy(context: Context) -> None:
 def _copied(transaction: Transaction, operation: Operation) -> None:
     record = rows.require(transaction, operation.containers[0])
     rows.rows.replace(transaction, msgspec.structs.replace(record, phase=Phase.READY, error=None))
-    rows.release(transaction, operation)
+    leave(transaction, operation, started(operation.parameters["start"]))
 
 
 COPY = Kind(

@@ -53,10 +53,10 @@ class Engine:
         """What operations of this kind do; the name itself for one that an older version knew."""
         return self._kinds[name].description if name in self._kinds else name
 
-    def start(self, operation: Operation) -> None:
-        """Begin with an operation whose row is committed."""
+    def start(self, operation: Operation, resumed: bool = False) -> None:
+        """Begin with an operation whose row is committed, or go on with one of an earlier life of the controller."""
         kind = self._kinds[operation.kind]
-        execution = Execution(operation, kind, self._resources, self._recorder, self._acknowledge, self._reach)
+        execution = Execution(operation, kind, self._resources, self._recorder, self._acknowledge, self._reach, resumed)
         self._running[operation.id] = execution
         self._tasks.start(self._run(operation.id, execution), operation.id)
 
@@ -74,7 +74,7 @@ class Engine:
                 await self._recorder.give_up(operation)
                 continue
             log.info("operation resumed", extra={"operation": operation.id, "kind": operation.kind})
-            self.start(operation)
+            self.start(operation, resumed=True)
 
     async def close(self) -> None:
         """Leave all operations where they stand; they are resumed at the next start."""

@@ -41,14 +41,20 @@ class Execution:
         recorder: Recorder,
         acknowledge: Acknowledge,
         reach: FailPoints,
+        resumed: bool = False,
     ) -> None:
-        """`acknowledge` tells a node that results of its commands are committed."""
+        """`acknowledge` tells a node that results of its commands are committed.
+
+        `resumed`: an earlier life of the controller may have begun with later steps than the row says, since one that
+        finds nothing to do is not recorded.
+        """
         self.operation = operation
         self._kind = kind
         self._resources = resources
         self._recorder = recorder
         self._acknowledge = acknowledge
         self._reach = reach
+        self._unseen = resumed
         self._context = self._new_context()
         self._cancelled = asyncio.Event()
         self._ended = asyncio.Event()
@@ -102,11 +108,17 @@ class Execution:
         kind = self._kind
         state = State.of(self.operation)
         context = self._context
+        behind = False
         while (decision := machine.decide(kind.shape, state)).act is not Act.END:
             step = kind.steps[decision.step]
             context.place, context.step = f"{step.name}/{decision.act}", decision.step
+            context.again = self._unseen
             # On the way back, or behind the point of no return, nobody is helped by a refusal.
             context.patient = decision.act is Act.UNDO or 0 < kind.shape.no_return <= decision.step
+            if behind and decision.act is Act.DO and step.undo is not None:
+                # A resumed operation that is cancelled or late goes back from where its row says that it stands.
+                await self._record(context, None, state, None, over=False)
+                behind = False
             self._reach(f"{kind.name}/{context.place}/begin")
             if decision.act is Act.DO:
                 state, output = await self._do(context, step, state)
@@ -116,10 +128,12 @@ class Execution:
             over = machine.decide(kind.shape, state).act is Act.END
             if over or state.undoing or output is not None or step.write is not None or context.answered:
                 await self._record(context, step, state, output, over)
+                behind = False
             else:
                 # It found nothing to do, and would find that again after a restart: no commit for it.
                 self._show(msgspec.structs.replace(self.operation, position=state.position))
                 context.operation = self.operation
+                behind = True
             self._reach(f"{kind.name}/{context.place}/done")
             if self.operation.status.final:
                 break
@@ -134,10 +148,14 @@ class Execution:
             output = await (self._interruptible(context, step) if interruptible else self._to_its_end(context, step))
             return machine.done(state), output
         except VzfleetError as error:
-            return machine.failed(state, error), None
+            return self._failed(state, error), None
         except Exception:
             log.exception("a step failed by a fault of ours", extra={"operation": context.operation.id})
-            return machine.failed(state, Internal("a fault in the controller; its log says where")), None
+            return self._failed(state, Internal("a fault in the controller; its log says where")), None
+
+    def _failed(self, state: State, error: VzfleetError) -> State:
+        failed = machine.failed(state, error)
+        return machine.from_the_furthest(self._kind.shape, failed) if self._unseen else failed
 
     async def _to_its_end(self, context: Context, step: Step) -> Any:
         """What cannot be taken back gets its time, even when a restart came after the deadline."""
@@ -192,10 +210,10 @@ class Execution:
 
     async def _record(self, context: Context, step: Step | None, state: State, output: Any, over: bool) -> None:
         """Commit where it stands, then let the nodes forget the results that led there."""
-        cancelled = self._cancelled.is_set()
         context.operation = await self._recorder.record(
-            self._kind, self.operation, state, step=step, output=output, over=over, cancelled=cancelled
+            self._kind, self.operation, state, step=step, output=output, over=over, cancelled=self._cancelled.is_set
         )
+        self._unseen = False
         self._show(context.operation)
         for node, command in context.answered:
             self._acknowledge(node, [command])
@@ -215,7 +233,9 @@ class Execution:
 
     def _new_context(self) -> Context:
         clock = self._resources.clock
-        left = (datetime.fromisoformat(self.operation.deadline_at) - clock.now()).total_seconds()
+        deadline, made = (datetime.fromisoformat(at) for at in (self.operation.deadline_at, self.operation.created_at))
+        # A clock that was set back gives no more time than there was.
+        left = min(deadline - clock.now(), deadline - made).total_seconds()
 
         def report(stage: str, percent: int | None) -> None:
             self._show_progress({"stage": stage} if percent is None else {"stage": stage, "percent": percent})

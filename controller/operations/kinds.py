@@ -109,7 +109,8 @@ class Context:
 
     `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node and call; `lost`
     are nodes that an operator gave up on; `place` and `step` (an index) say which step it is at. `patient`: what a full
-    disk refuses is tried again until the deadline, since nothing else can be done about it.
+    disk refuses is tried again until the deadline, since nothing else can be done about it. `again`: an earlier life of
+    the controller may have begun with this step.
     """
 
     operation: Operation
@@ -124,6 +125,7 @@ class Context:
     underway: dict[str, tuple[str, asyncio.Task[Result]]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
     patient: bool = False
+    again: bool = False
 
     def parameters(self, kind: type[T]) -> T:
         """What the operation was accepted with, typed."""

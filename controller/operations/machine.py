@@ -90,6 +90,11 @@ def failed(state: State, error: VzfleetError) -> State:
     return replace(state, status=status, undoing=True, error=why)
 
 
+def from_the_furthest(shape: Shape, state: State) -> State:
+    """A failed operation of which it is not known how far it was: undo all that it may have begun with."""
+    return replace(state, position=max(state.position, shape.no_return - 1))
+
+
 def undone(state: State, step: int) -> State:
     """The step is undone: go on with the one before."""
     return replace(state, position=step - 1)

@@ -16,8 +16,9 @@ from common.errors import DeadlinePassed, VzfleetError
 from common.reports import ContainerReport, ContainerSpec
 from common.states import Status
 from controller.operations.kinds import Context, Kind, Step
+from controller.operations.power import leave
 from controller.operations.transfers import transfer
-from controller.records import Operation
+from controller.records import Operation, Power
 from controller.store import containers as rows
 from controller.store.db import Transaction
 
@@ -111,6 +112,14 @@ async def _delete_here(context: Context) -> dict[str, str] | None:
     return None
 
 
+def _moved(transaction: Transaction, operation: Operation) -> None:
+    move = msgspec.convert(operation.parameters, MoveParameters)
+    if move.running:
+        leave(transaction, operation, Power.RUNNING, move.new.id)
+    else:
+        rows.release(transaction, operation)
+
+
 MOVE = Kind(
     name="container.move",
     description="Moving container",
@@ -122,7 +131,7 @@ MOVE = Kind(
         Step("clean", _delete_here),
     ),
     timeout=6 * 3600,
-    succeeded=rows.release,
+    succeeded=_moved,
     failed=rows.release,
     no_return=3,
 )

@@ -53,7 +53,7 @@ class RestoreParameters(Struct, frozen=True):
 
 
 @dataclass
-class _Account:
+class Account:
     """What became of each container."""
 
     done: list[dict[str, Any]] = field(default_factory=list)
@@ -89,15 +89,23 @@ async def _one_by_one(context: Context) -> None:
     if evacuation is None:
         raise Unsupported("this controller drains no nodes")
     await evacuation.gathered()
-    account = _Account()
+    account = Account()
     for child in await evacuation.children(operation):
         account.enter(await evacuation.ended(child.id))
-    while remaining := [one for one in await evacuation.waiting(operation) if one not in account.seen]:
-        context.tell(account.facts(remaining[0]))
-        total = len(account.seen) + len(remaining)
-        context.report(remaining[0], 100 * len(account.seen) // total)
-        await _one(evacuation, operation, remaining[0], account)
+    while waiting := await _unseen(evacuation, operation, account):
+        context.tell(account.facts(waiting[0]))
+        context.report(waiting[0], 100 * len(account.seen) // (len(account.seen) + len(waiting)))
+        await one(evacuation, operation, waiting[0], account)
     context.tell(account.facts(None))
+    _judge(account)
+
+
+async def _unseen(evacuation: Evacuation, operation: Operation, account: Account) -> list[str]:
+    seen = account.seen
+    return [container for container in await evacuation.waiting(operation) if container not in seen]
+
+
+def _judge(account: Account) -> None:
     missed = [*account.failed, *account.left]
     if missed:
         names = "; ".join(f"{entry['container']}: {entry['reason']}" for entry in missed[:NAMED])
@@ -105,7 +113,8 @@ async def _one_by_one(context: Context) -> None:
         raise Conflict(f"{len(missed)} of {len(account.seen)} containers could not be dealt with: {names}{more}")
 
 
-async def _one(evacuation: Evacuation, operation: Operation, container: str, account: _Account) -> None:
+async def one(evacuation: Evacuation, operation: Operation, container: str, account: Account) -> None:
+    """Deal with one container by a child of `operation`, and enter into the account what became of it."""
     for attempt in range(TRIES):
         try:
             child = await evacuation.begin(operation, container)

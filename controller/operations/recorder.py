@@ -40,31 +40,31 @@ class Recorder:
         step: Step | None,
         output: Any,
         over: bool,
-        cancelled: bool,
+        cancelled: Callable[[], bool],
     ) -> Operation:
         """Commit an operation that was at `before` and now is at `state`, by `step` with its output if it has one.
 
-        `over` says that it ends here. Returns it as it is written: ended, if the rows refuse to be written.
+        `over` says that it ends here. `cancelled` is asked at the moment of writing: a full disk may delay that until a
+        cancel has come. Returns it as it is written: ended, if the rows refuse to be written.
         """
         after = self._advanced(before, state, over)
         if step is not None and output is not None:
             after = msgspec.structs.replace(after, outputs={**before.outputs, step.name: output})
-        if cancelled and not over:
-            after = msgspec.structs.replace(after, status=Status.CANCELLING)
 
-        def write(transaction: Transaction) -> None:
+        def write(transaction: Transaction) -> Operation:
+            cancelling = cancelled() and not over
+            written = msgspec.structs.replace(after, status=Status.CANCELLING) if cancelling else after
             if step is not None and step.write is not None and not state.undoing:
-                step.write(transaction, after)
+                step.write(transaction, written)
             if over:
-                ending = kind.succeeded if after.status is Status.SUCCESS else kind.failed
-                ending(transaction, after)
-            rows.rows.replace(transaction, after)
+                ending = kind.succeeded if written.status is Status.SUCCESS else kind.failed
+                ending(transaction, written)
+            return rows.rows.replace(transaction, written)
 
         try:
-            await self._commit(write)
+            return await self._commit(write)
         except VzfleetError:
             return await self.give_up(before)
-        return after
 
     async def give_up(self, operation: Operation) -> Operation:
         """End an operation whose rows cannot be written, by a fault of ours; its containers are free again."""
@@ -74,12 +74,12 @@ class Recorder:
             operation, status=Status.FAILURE, error=operation.error or fault, updated_at=now, ended_at=now
         )
 
-        def write(transaction: Transaction) -> None:
+        def write(transaction: Transaction) -> Operation:
             rows.rows.replace(transaction, ended)
             containers.give_up(transaction, ended)
+            return ended
 
-        await self._commit(write)
-        return ended
+        return await self._commit(write)
 
     def _advanced(self, before: Operation, state: State, over: bool) -> Operation:
         now = timestamp(self._clock.now())
@@ -97,11 +97,10 @@ class Recorder:
         metadata = {key: value for key, value in before.metadata.items() if key != "progress"}
         return msgspec.structs.replace(after, status=machine.final_status(state), ended_at=now, metadata=metadata)
 
-    async def _commit(self, write: Callable[[Transaction], None]) -> None:
+    async def _commit(self, write: Callable[[Transaction], Operation]) -> Operation:
         while True:
             try:
-                await self._store.write(write)
-                return
+                return await self._store.write(write)
             except (NoSpace, Unavailable) as error:
                 log.error("an operation's step could not be recorded, trying again", extra={"reason": error.text})
                 await asyncio.sleep(RETRY_DELAY)

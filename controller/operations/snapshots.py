@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from common.commands import CreateSnapshot, DeleteSnapshot, RestoreSnapshot, StartContainer, StopContainer
 from controller.operations.kinds import Context, Kind, Step
+from controller.operations.power import leave_as_before
 from controller.records import Operation, Snapshot
 from controller.store import containers as rows
 from controller.store.db import Transaction
@@ -75,6 +76,6 @@ RESTORE = Kind(
     # Replacing the files has no undo; a container that was stopped for it is started again.
     (Step("stop", _stop, _start), Step("restore", _restore), Step("start", _start)),
     600,
-    rows.release,
+    leave_as_before,
     rows.release,
 )

@@ -8,6 +8,8 @@ from msgspec import Struct
 
 from common.commands import Arguments, FreezeContainer, StartContainer, StopContainer, UnfreezeContainer
 from controller.operations.kinds import Context, Do, Kind, Step
+from controller.operations.power import leaves
+from controller.records import Power
 from controller.store import containers as rows
 
 GRACE = 60.0
@@ -38,13 +40,13 @@ _freeze = Step("freeze", _ask(lambda wanted: FreezeContainer(wanted.container)))
 _unfreeze = Step("unfreeze", _ask(lambda wanted: UnfreezeContainer(wanted.container)))
 
 
-def _kind(action: str, description: str, *steps: Step) -> Kind:
+def _kind(action: str, description: str, power: Power, *steps: Step) -> Kind:
     # Each step is one short command, and none is undone: a container that was asked to stop is not started again.
-    return Kind(f"container.{action}", description, steps, GRACE, rows.release, rows.release)
+    return Kind(f"container.{action}", description, steps, GRACE, leaves(power), rows.release)
 
 
-START = _kind("start", "Starting container", _start)
-STOP = _kind("stop", "Stopping container", _stop)
-RESTART = _kind("restart", "Restarting container", _stop, _start)
-FREEZE = _kind("freeze", "Freezing container", _freeze)
-UNFREEZE = _kind("unfreeze", "Unfreezing container", _unfreeze)
+START = _kind("start", "Starting container", Power.RUNNING, _start)
+STOP = _kind("stop", "Stopping container", Power.STOPPED, _stop)
+RESTART = _kind("restart", "Restarting container", Power.RUNNING, _stop, _start)
+FREEZE = _kind("freeze", "Freezing container", Power.FROZEN, _freeze)
+UNFREEZE = _kind("unfreeze", "Unfreezing container", Power.RUNNING, _unfreeze)

@@ -31,20 +31,36 @@ async def transfer(
     path = f"/1.0/internal/transfers/{context.operation.id}"
     send = SendContainer(source.id, path, tokens.send, snapshot, with_snapshots)
     receive = ReceiveContainer(target, path, tokens.receive)
-    ends = [
-        asyncio.ensure_future(context.command(source_node, send, source.generation, part="-send")),
-        asyncio.ensure_future(context.command(target_node, receive, target.generation, part="-receive")),
-    ]
+    # What was sent to the relay of an earlier life is lost: to send has no effect, and is done anew.
+    attempt = f"-send~{tokens.send[:8]}" if context.again else "-send"
+    sending = asyncio.ensure_future(context.command(source_node, send, source.generation, part=attempt))
+    receiving = asyncio.ensure_future(context.command(target_node, receive, target.generation, part="-receive"))
+    ends = [sending, receiving]
     try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_EXCEPTION)
-        # The other end hears at once when one has failed, and says how it ended.
+        await first_word(sending, receiving)
+        # The other end hears at once that it is over, and says how it ended.
         relay.close(context.operation.id)
         await asyncio.wait(ends, timeout=END_TIME)
     finally:
         relay.close(context.operation.id)
         for end in ends:
             end.cancel()
-    raise_cause(ends)
+    if not _succeeded(receiving):
+        raise_cause(ends)
+
+
+async def first_word(sending: asyncio.Future[Outcome], receiving: asyncio.Future[Outcome]) -> None:
+    """Wait until one end has failed, or all has been received: whole, since a cut stream never looks complete.
+
+    The sender may be at it again after a restart, and would wait in vain for a receiver that has everything.
+    """
+    await asyncio.wait([sending, receiving], return_when=asyncio.FIRST_COMPLETED)
+    if not receiving.done() and _succeeded(sending):
+        await asyncio.wait([receiving])
+
+
+def _succeeded(end: asyncio.Future[Outcome]) -> bool:
+    return end.done() and not end.cancelled() and end.exception() is None
 
 
 def raise_cause(ends: Sequence[asyncio.Future[Outcome]]) -> None:

@@ -251,7 +251,7 @@ class Containers:
             description=description,
             config=config,
             image=image,
-            hwaddr=_free_address(transaction),
+            hwaddr=free_address(transaction),
             created_at=timestamp(self._clock.now()),
             phase=Phase.CREATING,
             reserved_memory=memory,
@@ -276,7 +276,8 @@ class Containers:
         return settings.memory_bytes(self.nodes.memory_of(node)) or 0, settings.disk or 0
 
 
-def _free_address(transaction: Transaction) -> str:
+def free_address(transaction: Transaction) -> str:
+    """A hardware address that no container has."""
     while rows.has_address(transaction.connection, address := hardware_address()):
         pass
     return address

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection
 
 from common.clock import Clock
 from common.errors import Busy, Conflict, NoPlacement
-from common.options import parse_config
-from common.states import Status
-from controller import placement
-from controller.live import LiveContainer
 from controller.operations.nodes import DRAIN, RESTORE, DrainParameters, RestoreParameters, Task
-from controller.placement import NodeState
 from controller.records import Node, NodeMode, Operation
 from controller.services.caller import Caller
-from controller.services.containers import Containers, wanted_of
+from controller.services.containers import Containers
+from controller.services.drain_plans import KINDS, DrainPlans, request_of
 from controller.services.moves import Moves
-from controller.services.nodes import hostname_prefix
 from controller.services.requests import NodeStateBody, RenameBody, StateBody
 from controller.services.states import LONGEST_STOP, States
-from controller.store import containers as container_rows
 from controller.store import nodes as rows
 from controller.store import operations as operation_rows
-from controller.store.containers import Reserved
 from controller.store.db import Transaction
 
 GATHERING = 20.0
 """Seconds after the controller's start in which nodes that do not answer yet may only be on their way back."""
-KINDS = (DRAIN.name, RESTORE.name)
 
 
 class Drains:
@@ -41,6 +31,7 @@ class Drains:
     _containers: Containers
     _moves: Moves
     _states: States
+    _plans: DrainPlans
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -49,6 +40,7 @@ class Drains:
     def use(self, containers: Containers, moves: Moves, states: States) -> None:
         """By which containers are moved, stopped and started. To be called before any operation runs."""
         self._containers, self._moves, self._states = containers, moves, states
+        self._plans = DrainPlans(containers)
 
     # ------------------------------------------------------------ asking
 
@@ -57,7 +49,7 @@ class Drains:
         move = body.mode != "stop"
         self._containers.nodes.require_reachable(self._containers.nodes.require(name, "name").record.name)
         if body.preview:
-            return [self._shown(task) for task in await self._plan(name, move)]
+            return [self._shown(task) for task in await self._plans.drain(name, move)]
         timeout = LONGEST_STOP if body.timeout < 0 else body.timeout
         parameters = DrainParameters(name, move, timeout, body.force)
 
@@ -76,7 +68,7 @@ class Drains:
         """
         live = self._containers.nodes.require(name, "name")
         _require_drained(live.record)
-        tasks = () if body.mode == "skip" else tuple(await self._drained(name))
+        tasks = () if body.mode == "skip" else tuple(await self._plans.restore(name))
         if body.preview:
             return [self._shown(task) for task in tasks]
         if tasks:
@@ -111,75 +103,6 @@ class Drains:
         view: dict[str, Any] = {"container": task.container, "action": task.action, "node": task.node or None}
         return {**view, "running": self._containers.is_running(task.container), "reason": task.reason}
 
-    # ------------------------------------------------------------ what is to be done
-
-    async def _plan(self, name: str, move: bool) -> list[Task]:
-        """What a drain would do now, all of it."""
-        lives = self._on(name)
-        if not move:
-            return [self._stop_task(live) for live in lives]
-        return await self._containers.store.read(lambda connection: self._destinations(connection, name, lives))
-
-    def _on(self, name: str) -> list[LiveContainer]:
-        fleet = self._containers.fleet
-        return [fleet.containers[id] for id in sorted(self._containers.nodes.require(name).containers)]
-
-    def _stop_task(self, live: LiveContainer) -> Task:
-        record = live.record
-        running = self._containers.is_running(record.id)
-        action, reason = ("stop", "it runs") if running else ("leave", "it does not run")
-        return Task(record.id, record.generation, action, record.node, reason)
-
-    def _destinations(self, connection: Connection, name: str, lives: Sequence[LiveContainer]) -> list[Task]:
-        """Where each would go, one after the other; what the earlier ones take there is counted for the later ones."""
-        reserved = container_rows.reserved_by_node(Transaction(connection))
-        tasks = []
-        for live in lives:
-            task = self._destination(reserved, name, live)
-            if task.action == "move":
-                memory, disk = self._containers.reservation(live.record.config, task.node)
-                there = reserved.get(task.node, Reserved())
-                reserved[task.node] = Reserved(there.memory + memory, there.disk + disk, there.containers + 1)
-            tasks.append(task)
-        return tasks
-
-    def _destination(self, reserved: dict[str, Reserved], name: str, live: LiveContainer) -> Task:
-        record, nodes = live.record, self._containers.nodes
-        states = nodes.states(reserved, hostname_prefix(record.hostname), record.id)
-        here = next((state.architecture for state in states if state.name == name), None)
-        others = [state for state in states if state.name != name]
-        chosen = placement.place(others, wanted_of(parse_config(record.config), None, here), nodes.policy)
-        if chosen.node is None:
-            return Task(record.id, record.generation, "leave", name, _no_place(others, chosen.reasons))
-        return Task(record.id, record.generation, "move", chosen.node, chosen.reasons[chosen.node])
-
-    async def _drained(self, name: str) -> list[Task]:
-        """What brings back what was drained since the node was last restored."""
-        history = await self._containers.store.read(
-            lambda connection: operation_rows.latest_of(connection, name, KINDS)
-        )
-        tasks: dict[str, Task] = {}
-        for operation in history:
-            if operation.kind == RESTORE.name:
-                break
-            for child in reversed(await self.children(operation)):
-                task = self._back(child, name)
-                if task is not None:
-                    tasks.setdefault(task.container, task)
-        return [tasks[container] for container in sorted(tasks)]
-
-    def _back(self, child: Operation, name: str) -> Task | None:
-        """What takes a child of a drain back; None when it did nothing, or the container is another one by now."""
-        live = self._containers.fleet.containers.get(child.containers[0])
-        if live is None or child.status is not Status.SUCCESS or live.record.node != child.node:
-            return None
-        record = live.record
-        if child.kind == "container.stop":
-            stopped = not self._containers.is_running(record.id) and child.parameters["generation"] == record.generation
-            return Task(record.id, record.generation, "start", name, "the drain stopped it") if stopped else None
-        moved = child.parameters["new"]["generation"] == record.generation
-        return Task(record.id, record.generation, "move", name, "the drain moved it away") if moved else None
-
     # ------------------------------------------------------------ for the operations (Evacuation)
 
     async def gathered(self) -> None:
@@ -194,7 +117,7 @@ class Drains:
         wanted = _draining(operation)
         return [
             live.record.id
-            for live in self._on(wanted.node)
+            for live in self._plans.on(wanted.node)
             if wanted.move or self._containers.is_running(live.record.id)
         ]
 
@@ -215,7 +138,7 @@ class Drains:
             "admin",
             operation.requestor.protocol,
             operation.requestor.address,
-            _request(operation),
+            request_of(operation),
         )
         if operation.kind == RESTORE.name:
             task = next(task for task in _restoring(operation) if task.container == container)
@@ -225,11 +148,8 @@ class Drains:
         wanted = _draining(operation)
         if not wanted.move:
             return await self._states.change(caller, container, StateBody("stop", wanted.timeout, wanted.force))
-        lives = [self._containers.get(container)]
         self._containers.nodes.require_reachable(wanted.node)
-        [task] = await self._containers.store.read(
-            lambda connection: self._destinations(connection, wanted.node, lives)
-        )
+        task = await self._plans.destination(wanted.node, container)
         if task.action == "leave":
             raise NoPlacement(task.reason)
         return await self._move(caller, task)
@@ -239,19 +159,11 @@ class Drains:
 
     async def children(self, operation: Operation) -> list[Operation]:
         """The operations that it had begin."""
-        request = _request(operation)
-        return await self._containers.store.read(
-            lambda connection: operation_rows.asked_by(connection, request, operation.id)
-        )
+        return await self._plans.children(operation)
 
     async def ended(self, operation: str) -> Operation:
         """An operation once it has ended."""
         return await self._containers.operations.wait(operation, None)
-
-
-def _request(operation: Operation) -> str:
-    """By which the children are found again: the id of the request that asks for them."""
-    return f"{operation.kind}-{operation.id}"
 
 
 def _draining(operation: Operation) -> DrainParameters:
@@ -272,9 +184,3 @@ def _require_drained(record: Node) -> None:
             "elsewhere is stopped there",
             field="action",
         )
-
-
-def _no_place(others: Sequence[NodeState], reasons: dict[str, str]) -> str:
-    if not others:
-        return "no node fits: there is no other node"
-    return "no node fits: " + "; ".join(f"{node}: {reason}" for node, reason in reasons.items())

@@ -19,7 +19,7 @@ import msgspec
 
 from common.clock import Clock, timestamp
 from common.commands import StopContainer
-from common.errors import Conflict, InvalidRequest, VzfleetError
+from common.errors import Conflict, InvalidRequest, NotFound, VzfleetError
 from common.messages import Hello, Inventory, Samples, StateChanged
 from common.reports import ContainerReport
 from common.states import NodeStatus, Status
@@ -27,6 +27,7 @@ from common.tasks import Tasks
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.listener import LinkListener
 from controller.fleet import Fleet
+from controller.live import LiveNode
 from controller.records import Node, NodeMode, Operation
 from controller.services.caller import Caller
 from controller.services.requests import NodeStateBody
@@ -135,25 +136,33 @@ class Fencing:
         """All that a node has: it counts as reachable when nothing runs there that belongs elsewhere."""
         answer = self._listener.inventory(node, inventory)
         live = self._fleet.nodes.get(node)
-        if (
-            live is not None
-            and live.record.mode is not NodeMode.FENCED
-            and not self._strays(node, inventory.containers)
-        ):
-            live.returning = ""
-            self.dispatcher.unfence(node)
-            return answer
-        return self._take_back(node, inventory, answer)
+        if live is not None and (self._returns(live) or self._strays(node, inventory.containers)):
+            return self._take_back(live, inventory, answer)
+        self._is_back(node)
+        return answer
+
+    @staticmethod
+    def _returns(node: LiveNode) -> bool:
+        """Whether it was fenced and does not count as back yet."""
+        return bool(node.fence) and not node.reachable
 
     async def _take_back(
-        self, node: str, inventory: Inventory, answer: Mapping[str, int] | Awaitable[Mapping[str, int]]
+        self, live: LiveNode, inventory: Inventory, answer: Mapping[str, int] | Awaitable[Mapping[str, int]]
     ) -> Mapping[str, int]:
+        node, returns = live.record.name, self._returns(live)
         if inspect.isawaitable(answer):
             await answer
-        await self._store.write(lambda transaction: _came_back(transaction, node))
-        await self._stop_all(node, inventory.containers)
-        self.dispatcher.unfence(node)
+        if returns:
+            await self._store.write(lambda transaction: _came_back(transaction, node))
+        await self._stop_all(node, inventory.containers, thorough=returns)
+        self._is_back(node)
         return self._fleet.generations(node)
+
+    def _is_back(self, node: str) -> None:
+        live = self._fleet.nodes.get(node)
+        if live is not None:
+            live.returning = ""
+        self.dispatcher.unfence(node)
 
     def samples(self, node: str, samples: Samples) -> None:
         """New figures."""
@@ -171,10 +180,13 @@ class Fencing:
 
     # ------------------------------------------------------------ what runs elsewhere
 
-    def _strays(self, node: str, reports: Iterable[ContainerReport]) -> list[tuple[ContainerReport, int]]:
+    def _strays(
+        self, node: str, reports: Iterable[ContainerReport], thorough: bool = False
+    ) -> list[tuple[ContainerReport, int]]:
         """What runs on a node and belongs to another, with the generation by which to stop it.
 
-        The target of a move has a later generation until the row is switched; it is let be while the operation works.
+        `thorough` finds also what does not run yet: a start may be under way, behind which the stop then waits. The
+        target of a move has a later generation until the row is switched; it is let be while the operation works.
         """
         found = []
         for report in reports:
@@ -182,13 +194,14 @@ class Fencing:
             if live is None or live.record.node == node or report.generation == 0:
                 continue
             later = report.generation > live.record.generation and live.record.operation is not None
-            if report.status in (Status.RUNNING, Status.FROZEN) and not later:
+            runs = report.status in (Status.RUNNING, Status.FROZEN)
+            if (runs or (thorough and report.status != Status.ERROR)) and not later:
                 found.append((report, max(report.generation, live.record.generation)))
         return found
 
-    async def _stop_all(self, node: str, reports: Iterable[ContainerReport]) -> None:
+    async def _stop_all(self, node: str, reports: Iterable[ContainerReport], thorough: bool = False) -> None:
         """Stop what runs elsewhere. Raises why that failed: the agent then has to come again."""
-        strays = self._strays(node, reports)
+        strays = self._strays(node, reports, thorough)
         live = self._fleet.nodes.get(node)
         if not strays or live is None:
             return
@@ -220,10 +233,13 @@ class Fencing:
                 deadline=self._clock.monotonic() + STOP_TIME,
                 early=True,
             )
+        except NotFound:
+            # It was removed meanwhile, by hand.
+            return
         finally:
             self.dispatcher.acknowledge(node, [command])
-        if result.outcome is not None:
-            self._fleet.outcome(node, result.outcome, result.sampled_at)
+        if result.outcome is not None and result.outcome.container is not None:
+            self._fleet.state_changed(node, result.outcome.container, removed=False)
 
 
 def require_fenced(transaction: Transaction, name: str) -> Node:

@@ -39,7 +39,11 @@ class NoSource(Body, frozen=True, tag_field="type", tag="none"):
     """An empty root, to be filled."""
 
 
-Source = ImageSource | CopySource | MigrationSource | NoSource
+class AdoptSource(Body, frozen=True, tag_field="type", tag="adopt"):
+    """What `node` has under this id, and nobody manages."""
+
+
+Source = ImageSource | CopySource | MigrationSource | NoSource | AdoptSource
 
 
 class CreateBody(Body, frozen=True):

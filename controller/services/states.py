@@ -8,9 +8,10 @@ from common.errors import Conflict, InvalidRequest, NotFound
 from common.names import check_snapshot_name
 from common.states import Status
 from controller.live import LiveContainer
+from controller.operations.power import STATUS_OF
 from controller.operations.snapshots import SnapshotParameters
 from controller.operations.states import StateParameters
-from controller.records import Operation, Phase
+from controller.records import Operation, Phase, Power
 from controller.services.caller import Caller
 from controller.services.containers import Containers
 from controller.services.requests import SnapshotBody, StateBody
@@ -28,6 +29,8 @@ REFUSED: dict[str, dict[Status, str]] = {
     "freeze": {Status.STOPPED: "The container is not running", Status.FROZEN: "The container is already frozen"},
     "unfreeze": {Status.STOPPED: "The container is not running", Status.RUNNING: "The container is not frozen"},
 }
+
+LEFT_AS = {"start": Power.RUNNING, "stop": Power.STOPPED, "freeze": Power.FROZEN, "unfreeze": Power.RUNNING}
 
 
 class States:
@@ -61,7 +64,7 @@ class States:
     def _check_action(self, live: LiveContainer, body: StateBody) -> None:
         status = self._containers.fleet.status_of(live).status
         reason = REFUSED[body.action].get(status)
-        if live.record.operation is None and reason is not None:
+        if live.record.operation is None and reason is not None and not _settles(live, status, body.action):
             raise InvalidRequest(reason, field="action", allowed=_sensible(status))
         if status is Status.FROZEN and body.action in ("stop", "restart") and not body.force:
             raise InvalidRequest(
@@ -142,6 +145,12 @@ def _next_name(live: LiveContainer) -> str:
     while f"snap{number}" in live.snapshots:
         number += 1
     return f"snap{number}"
+
+
+def _settles(live: LiveContainer, status: Status, action: str) -> bool:
+    """Whether an action finds its container as it makes it, by hand, so that it becomes what it is to be."""
+    power = LEFT_AS.get(action)
+    return power is not None and STATUS_OF[power] is status and live.record.power not in (None, power)
 
 
 def _sensible(status: Status) -> str:

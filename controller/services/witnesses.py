@@ -8,7 +8,7 @@ ever passed twice, and accepts no writes until all nodes have told what they hav
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from common.errors import VzfleetError
 from common.messages import Hello, Inventory, Samples, StateChanged
@@ -113,12 +113,17 @@ class Witnesses:
         """An agent was let in."""
         self._listener.hello(node, hello)
 
-    async def inventory(self, node: str, inventory: Inventory) -> Mapping[str, int]:
+    def inventory(self, node: str, inventory: Inventory) -> Awaitable[Mapping[str, int]]:
         """All that a node has: generations are given above what it has seen from then on."""
+        # At once, not when a task gets its turn: what the node reports next is newer.
+        return self._take_in(node, inventory, self._listener.inventory(node, inventory))
+
+    async def _take_in(
+        self, node: str, inventory: Inventory, answer: Mapping[str, int] | Awaitable[Mapping[str, int]]
+    ) -> Mapping[str, int]:
+        generations = answer if isinstance(answer, Mapping) else await answer
         seen = max([self._claims.get(node, 0), *(report.generation for report in inventory.containers)])
         await self._raise_generation(seen)
-        answer = self._listener.inventory(node, inventory)
-        generations = answer if isinstance(answer, Mapping) else await answer
         await self._reconciliation.delivered(node, inventory)
         return generations
 

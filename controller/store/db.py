@@ -21,8 +21,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from common.errors import NoSpace, Unavailable, VzfleetError
-from controller.records import Change, Event, Record
-from controller.store.engines import is_disconnect, make_engine, translate
+from controller.records import Change, Event, Node, Record
+from controller.store.engines import checkpoint, is_disconnect, make_engine, translate
 from controller.store.mark import Mark
 from controller.store.numbering import first_number, number_of_last_commit, put_number
 
@@ -226,6 +226,9 @@ class Database:
         self.number = number
         if self._mark is not None:
             self._mark.advance(number)
+        if any(change.kind is Node for job in batch if job.error is None for change in job.changes):
+            # A damaged log must not take the keys of nodes with it: they are the ones who know what was lost.
+            checkpoint(connection)
         self._call_loop(self._settle, batch, told)
 
     def _took_place(self, connection: Connection, number: int) -> bool:

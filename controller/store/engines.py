@@ -113,6 +113,17 @@ def _take_lock(connection: Any, _record: object) -> None:
         raise
 
 
+def checkpoint(connection: Connection) -> None:
+    """Have the writer take SQLite's log into the file of the database, as far as readers let it, between commits."""
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, sqlite3.Connection):
+        return
+    try:
+        driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    except sqlite3.Error as error:
+        log.warning("the log was not taken into the database", extra={"reason": str(error)})
+
+
 def is_disconnect(error: Exception) -> bool:
     """Whether the connection to the server was lost, so that nobody knows what became of a commit under way."""
     return isinstance(error, DBAPIError) and bool(error.connection_invalidated)

@@ -82,6 +82,7 @@ operations = Table(
     Column("error", JSON),
     Column("ended_at", String(32)),
     Index("operations_by_status", "status", "id"),
+    Index("operations_by_end", "ended_at"),
 )
 
 operation_containers = Table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from common.states import Status
 from controller.records import Operation
@@ -93,9 +93,14 @@ def latest(connection: Connection) -> Operation | None:
 
 
 def prune(transaction: Transaction, ended_before: str, limit: int = 500) -> int:
-    """Forget a small batch of operations that ended before then; returns how many."""
+    """Forget a small batch of operations that ended before then; returns how many.
+
+    Only from the beginning: one that was made after another which is kept has a time by a clock that was wrong.
+    """
     table = models.operations
-    old = select(table.c.id).where(table.c.ended_at < ended_before).limit(limit)
+    kept = select(func.min(table.c.id)).where(table.c.ended_at >= ended_before).scalar_subquery()
+    older = or_(kept.is_(None), table.c.id < kept)
+    old = select(table.c.id).where(table.c.ended_at < ended_before, older).limit(limit)
     ids = list(transaction.connection.execute(old).scalars())
     if ids:
         index = models.operation_containers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -26,7 +26,6 @@ from controller.records import (
     Snapshot,
 )
 
-R = TypeVar("R", bound=Record)
 MADE: Mapping[str, str] = {
     "container.create": "container-created",
     "container.copy": "container-created",
@@ -37,7 +36,10 @@ MADE: Mapping[str, str] = {
     "container.unfreeze": "container-resumed",
     "container.update": "container-updated",
     "container.rename": "container-renamed",
+    "container.recover": "container-recovered",
+    "container.recover-by-copy": "container-recovered",
     "snapshot.restore": "container-restored",
+    "container.adopt": "container-adopted",
 }
 """What an operation that succeeded made of its container; of a kind that is not here it was updated."""
 QUIET = ("container.move", "snapshot.create", "snapshot.delete")
@@ -67,6 +69,7 @@ def derive(changes: Sequence[Change]) -> list[Event]:
     """The events of one transaction's changes, in order, without numbers: what was told by itself comes first."""
     merged = _Merged.of(changes)
     operations = [_Told.of(change) for change in merged.of_kind(Operation)]
+    on_node = {one.operation.node: one.operation for one in operations if one is not None}
     at_work = {id: one.operation for one in operations if one is not None for id in one.operation.containers}
     told = [change.record for change in changes if isinstance(change.record, Event)]
     told += [one.event for one in operations if one is not None and one.new]
@@ -77,7 +80,7 @@ def derive(changes: Sequence[Change]) -> list[Event]:
     for change in merged.of_kind(Image):
         told.append(draft(f"image-{_verb(change)}", f"/1.0/images/{change.key}", name=change.key))
     for change in merged.of_kind(Node):
-        told.append(_node(change))
+        told.append(_node(change, on_node.get(change.key)))
     told += [one.event for one in operations if one is not None and not one.new]
     return told
 
@@ -162,8 +165,11 @@ def _from(record: Container, operation: Operation) -> Mapping[str, Any]:
     old = operation.parameters.get("old")
     if isinstance(old, dict) and old.get("id") not in (None, record.id):
         context["old_name"] = old["id"]
-    if operation.kind == "container.move":
-        context["old_node"] = operation.parameters.get("source_node")
+    old_node = operation.parameters.get("source_node")
+    if operation.kind.startswith("container.recover") and isinstance(old, dict):
+        old_node = old.get("node")
+    if old_node not in (None, record.node) and operation.kind != "container.copy":
+        context["old_node"] = old_node
     return context
 
 
@@ -181,12 +187,15 @@ def _snapshot(change: Change, operation: Operation | None) -> Iterator[Event]:
     )
 
 
-def _node(change: Change) -> Event:
-    source = f"/1.0/nodes/{change.key}"
-    if not isinstance(change.record, Node):
-        return draft("node-removed", source, node=change.key)
-    context = {"mode": str(change.record.mode)}
-    return draft("node-joined" if change.new else "node-updated", source, node=change.key, context=context)
+def _node(change: Change, operation: Operation | None) -> Event:
+    source, record = f"/1.0/nodes/{change.key}", change.record
+    if not isinstance(record, Node):
+        return draft("node-removed", source, node=change.key, operation=operation)
+    context = {"mode": str(record.mode)}
+    if record.fenced_by is not None:
+        context["fenced_by"] = record.fenced_by
+    action = "node-joined" if change.new else "node-updated"
+    return draft(action, source, node=change.key, context=context, operation=operation)
 
 
 def _verb(change: Change) -> str:

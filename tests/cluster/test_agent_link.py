@@ -20,6 +20,7 @@ from common.messages import (
     Accepted,
     Command,
     Confirm,
+    FromAgent,
     Heartbeat,
     Hello,
     Inventory,
@@ -120,6 +121,32 @@ async def test_a_session_is_hello_welcome_inventory_and_then_messages_both_ways(
         link.send(Accepted("op/1/do"))
         assert (await controller.expect(Accepted)).command == "op/1/do"
         assert set(controller.users) == {PAIR.public}
+
+
+async def test_what_is_said_in_a_session_bears_its_name_and_is_numbered() -> None:
+    async with FakeController(PAIR.public) as controller, running_link(controller, Recorder()) as link:
+        await controller.expect_ready()
+        for number in range(5):
+            link.send(Accepted(f"op/{number}/do"))
+        while (await controller.expect(Accepted)).command != "op/4/do":
+            pass
+        said = [message for message in controller.seen if isinstance(message, FromAgent)]
+        assert {message.session for message in said} == {controller.session}
+        assert [message.number for message in said] == list(range(1, len(said) + 1))
+
+
+async def test_a_welcome_of_an_earlier_connection_is_not_believed() -> None:
+    recorder = Recorder()
+    async with FakeController(PAIR.public) as controller:
+        controller.welcome_at_once = False
+        async with running_link(controller, recorder):
+            await controller.expect(Hello)
+            controller.session = "earlier"
+            await controller.welcome(connection=99)
+            controller.session = "session-1"
+            await controller.welcome(connection=1)
+            await controller.expect(Inventory)
+            assert (await recorder.until(Welcome)).session == "session-1"
 
 
 async def test_heartbeats_count_up_and_tell_the_clock() -> None:

@@ -35,6 +35,7 @@ PATHS = {
     r"/1\.0/operations/([^/]+)/wait": "/1.0/operations/none/wait",
     r"/1\.0/placement": "/1.0/placement",
     r"/1\.0/events": "/1.0/events",
+    r"/1\.0/reconciliation": "/1.0/reconciliation",
     r"/1\.0/metadata/configuration": "/1.0/metadata/configuration",
     r"/1\.0/internal/images/([0-9a-f]{64})": "/1.0/internal/images/" + "0" * 64,
     r"/ui/([^/]*)": "/ui/index.html",
@@ -95,7 +96,7 @@ async def test_a_refusal_says_field_and_what_is_allowed(fleet: Cluster) -> None:
     assert answer["metadata"] == {
         "code": "invalid",
         "field": "source.type",
-        "allowed": "image, copy, migration, none",
+        "allowed": "image, copy, migration, none, adopt",
     }
 
 

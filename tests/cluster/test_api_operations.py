@@ -20,6 +20,8 @@ FIELDS = {
     "created_at",
     "updated_at",
     "ended_at",
+    "duration",
+    "request",
     "status",
     "status_code",
     "resources",

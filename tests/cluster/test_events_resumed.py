@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.helpers.cluster import Cluster, cluster, until
 from tests.helpers.listener import connect, ended, listening
 
 UPGRADE = (
-    "GET /1.0/events{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
+    "GET /1.0/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
     "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
@@ -30,17 +31,32 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Cluster]:
         yield made
 
 
-async def silent_client(fleet: Cluster, query: str = "") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A websocket of a client that neither reads more than 4 KiB nor answers."""
-    plain = socket.create_connection(("127.0.0.1", fleet.settings.port))
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    context = ssl.create_default_context(cafile=str(fleet.settings.state / "tls" / "ca.crt"))
-    reader, writer = await asyncio.open_connection(
-        sock=plain, ssl=context, server_hostname="127.0.0.1", limit=4096, ssl_handshake_timeout=20
-    )
-    writer.write(UPGRADE.format(query=query, token=fleet.token).encode())
-    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-    return reader, writer
+class SilentClient:
+    """A websocket of a client that reads nothing of what it is sent, and answers nothing, until it is told to."""
+
+    def __init__(self, fleet: Cluster) -> None:
+        plain = socket.create_connection(("127.0.0.1", fleet.settings.port), timeout=20)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        context = ssl.create_default_context(cafile=str(fleet.settings.state / "tls" / "ca.crt"))
+        self.socket = context.wrap_socket(plain, server_hostname="127.0.0.1")
+        self.socket.sendall(UPGRADE.format(token=fleet.token).encode())
+        assert b" 101 " in self.socket.recv(4096)
+
+    def rest(self) -> bytes:
+        """All that it was sent."""
+        found = b""
+        while piece := self.socket.recv(2**16):
+            found += piece
+        return found
+
+
+@asynccontextmanager
+async def silent(fleet: Cluster) -> AsyncIterator[SilentClient]:
+    client = await asyncio.to_thread(SilentClient, fleet)
+    try:
+        yield client
+    finally:
+        client.socket.close()
 
 
 def tell(fleet: Cluster, count: int, size: int = 10) -> None:
@@ -94,51 +110,51 @@ async def test_what_was_pruned_is_said(tmp_path: Path) -> None:
 
 
 async def test_who_does_not_read_is_dropped_and_loses_nothing(fleet: Cluster) -> None:
-    reader, writer = await silent_client(fleet)
     first = fleet.app.events.latest
-    await until(lambda: fleet.app.events.subscriptions, "it listens")
-    (subscription,) = fleet.app.events.subscriptions
-    for _ in range(40):
-        tell(fleet, 100, size=10_000)
-        await until(lambda: not len(fleet.app.events._notes), "written")
-        if not fleet.app.events.subscriptions:
-            break
-    await until(lambda: not fleet.app.events.subscriptions, "dropped")
-    assert fleet.app.events._size == 0, "nothing is kept for it"
-    # What it had not taken is behind the number at which it was dropped.
-    since = subscription.position
-    assert first < since < await latest(fleet) - 1000
+    async with silent(fleet) as client:
+        (subscription,) = fleet.app.events.subscriptions
+        while not subscription.ended:
+            tell(fleet, 100, size=10_000)
+            await until(lambda: not len(fleet.app.events.notes), "written")
+            assert fleet.app.events.latest < 10_000, "it is never dropped"
+        # What it had not taken is behind the number that it is told, once it reads again.
+        since, last = subscription.position, fleet.app.events.latest
+        assert first < since < last - 1000
+        given = await asyncio.to_thread(client.rest)
+    assert given.endswith(f"too slow; resume with since={since}".encode())
+    assert f'"sequence":{since}}}'.encode() in given and f'"sequence":{since + 1}}}'.encode() not in given
+    await until(lambda: not fleet.app.events.subscriptions, "it is gone")
+    assert fleet.app.events.kept == 0, "nothing is kept when nobody listens"
     async with listening(fleet, f"?since={since}") as resumed:
-        last = await latest(fleet)
         await resumed.until(lambda frame: frame["sequence"] == last)
     assert resumed.sequences == list(range(since + 1, last + 1))
-    # Once it reads again it hears why, after all that it was given before.
-    given = await reader.read(-1)
-    assert f"too slow; resume with since={since}".encode() in given
-    assert f'"sequence":{since}}}'.encode() in given and f'"sequence":{since + 1}}}'.encode() not in given
-    writer.transport.abort()
 
 
 async def test_who_does_not_answer_is_dropped(fleet: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Handler, "ping_interval", 0.2)
     monkeypatch.setattr(Handler, "ping_timeout", 0.2)
-    _, writer = await silent_client(fleet)
-    await until(lambda: fleet.app.events.subscriptions, "it listens")
-    async with listening(fleet) as listener:
+    async with silent(fleet), listening(fleet) as listener:
+        assert len(fleet.app.events.subscriptions) == 2
         await until(lambda: len(fleet.app.events.subscriptions) == 1, "the silent one is gone", 15)
         tell(fleet, 1)
         assert await listener.next() is not None, "who answers stays"
-    writer.transport.abort()
 
 
 async def test_a_stop_waits_for_nobody_who_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "LEAVE_TIME", 0.3)
-    async with cluster(tmp_path) as fleet:
-        _, writer = await silent_client(fleet)
+    async with cluster(tmp_path) as fleet, silent(fleet):
         async with asyncio.timeout(10):
             await fleet.stop_controller()
-        writer.transport.abort()
         await fleet.start_controller()
+
+
+async def test_a_node_that_goes_and_comes_is_told(tmp_path: Path) -> None:
+    async with cluster(tmp_path, heartbeat_timeout=1.0) as fleet, listening(fleet, "?type=lifecycle") as listener:
+        await fleet.stop_agent("node1")
+        offline = await listener.until(lambda frame: frame["metadata"]["action"] == "node-offline")
+        assert offline["location"] == "node1" and offline["metadata"]["context"]["reason"]
+        await fleet.start_agent("node1")
+        await listener.until(lambda frame: frame["metadata"]["action"] == "node-online")
 
 
 async def test_lost_commits_are_a_resync(tmp_path: Path) -> None:

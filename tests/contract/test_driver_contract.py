@@ -235,6 +235,46 @@ async def test_a_container_travels_with_its_snapshots(subject: Subject) -> None:
     assert [report.id for report in await driver.containers()] == ["101", "102", "103"]
 
 
+async def test_one_of_another_generation_is_adopted(subject: Subject) -> None:
+    driver, kept = subject.driver, spec(generation=5, hostname="kept")
+    await driver.create(spec(), subject.image)
+    await driver.create_snapshot("101", "one")
+    await driver.start("101")
+    before = await driver.inspect("101")
+    with pytest.raises(Conflict):
+        await driver.adopt(kept, 2)
+    with pytest.raises(NotFound):
+        await driver.adopt(spec("none"), 0)
+    for _ in range(2):
+        await driver.adopt(kept, 1)
+    adopted = await driver.inspect("101")
+    assert (adopted.generation, adopted.hostname, adopted.status) == (5, "kept", Status.RUNNING)
+    assert (adopted.snapshots, adopted.hwaddr, adopted.pid) == (before.snapshots, before.hwaddr, before.pid)
+    for _ in range(2):
+        await driver.settle_adoption("101", keep=False)
+    assert await driver.inspect("101") == before
+    await driver.adopt(kept, 1)
+    await driver.settle_adoption("101", keep=True)
+    await driver.settle_adoption("101", keep=False)
+    await driver.close()
+    await driver.open(subject.hear)
+    assert await driver.inspect("101") == adopted
+    await driver.settle_adoption("none", keep=False)
+    await driver.delete("101", force=True)
+    assert await driver.containers() == []
+
+
+async def test_what_the_node_was_told_is_reported_and_nothing_else(subject: Subject) -> None:
+    await subject.driver.create(spec(), subject.image)
+    for act in (subject.driver.start, subject.driver.freeze, subject.driver.unfreeze):
+        await act("101")
+        report = await subject.driver.inspect("101")
+        assert (report.config, report.altered, report.bare) == (CONFIG, (), False)
+        assert report.hwaddr == spec().hwaddr
+    await subject.driver.stop("101", 30, force=True)
+    assert (await subject.driver.inspect("101")).altered == ()
+
+
 async def test_samples(subject: Subject) -> None:
     driver = subject.driver
     await driver.create(spec(), subject.image)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -34,6 +35,7 @@ from controller.records import (
 from controller.store import containers, counters, images, nodes, operations, schema, tokens
 from controller.store.db import Database, Transaction
 from controller.store.engines import make_engine, parse
+from controller.store.mark import Mark
 from controller.store.models import metadata
 from controller.store.rows import Rows
 from tests.helpers.core import BUILT, FACTS
@@ -96,10 +98,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 class Store(Database):
     """A database that keeps what its listener heard."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, mark: Mark | None = None) -> None:
         self.heard: list[Change] = []
         self.sqlite = url.startswith("sqlite")
-        super().__init__(url, self._hear)
+        super().__init__(url, self._hear, mark)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         self.heard.extend(changes)
@@ -501,3 +503,53 @@ def test_a_file_is_copied_before_an_upgrade(tmp_path: Path) -> None:
     copy = sqlite3.connect(tmp_path / "store.db.before-0001")
     assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
     copy.close()
+
+
+async def test_nodes_do_not_stand_in_the_log_alone(tmp_path: Path) -> None:
+    """Whatever happens to the log, the keys of the nodes are known: they know what was lost."""
+    file = tmp_path / "store.db"
+    url = f"sqlite:///{file}"
+    await asyncio.to_thread(schema.upgrade, url)
+    store = Store(url)
+    await store.open()
+    await store.write(lambda transaction: nodes.rows.insert(transaction, NODE))
+    await store.write(add(ROW))
+    copy = tmp_path / "without-log.db"
+    copy.write_bytes(file.read_bytes())
+    await store.close()
+    found = sqlite3.connect(copy)
+    assert found.execute("SELECT name FROM nodes").fetchall() == [("n1",)]
+    assert found.execute("SELECT id FROM containers").fetchall() == []
+    found.close()
+
+
+@pytest.mark.parametrize("took_place", [True, False])
+async def test_a_commit_whose_answer_was_lost_is_looked_up(
+    postgresql: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took_place: bool
+) -> None:
+    with postgresql.database() as url:
+        await asyncio.to_thread(schema.upgrade, url)
+        store = Store(url, Mark(tmp_path / "mark"))
+        await store.open()
+        await store.write(lambda transaction: nodes.rows.insert(transaction, NODE))
+        dialect = store._writer_engine.dialect
+        commit = dialect.do_commit
+
+        def lose_the_answer(connection: Any) -> None:
+            monkeypatch.setattr(dialect, "do_commit", commit)
+            if took_place:
+                commit(connection)
+            connection.driver_connection.close()
+            raise psycopg.OperationalError("the server closed the connection")
+
+        monkeypatch.setattr(dialect, "do_commit", lose_the_answer)
+        writing = store.write(add(ROW))
+        if took_place:
+            assert await writing == ROW
+        else:
+            with pytest.raises(Unavailable):
+                await writing
+        assert await ids(store) == ({"101"} if took_place else set())
+        assert ("101" in {change.key for change in store.heard}) is took_place
+        await store.write(add(numbered(2)))
+        await store.close()

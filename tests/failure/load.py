@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.failure.fleet import ProcessFleet
-from tests.failure.scenarios import EMPTY, Effects
+from tests.failure.points import Effects
+from tests.failure.scenarios import EMPTY
 
 LOOK_EVERY = 0.5
 EFFECTS: dict[str, Effects] = {
     "create": [("create/do", "container.create")],
     "create and start": [("create/do", "container.create"), ("start/do", "container.start")],
     "delete": [("delete/do", "container.delete")],
-    "start": [("start/do", "container.start")],
-    "stop": [("stop/do", "container.stop")],
     "update": [("update/do", "container.update")],
     "rename": [("rename/do", "container.rename")],
     "snapshot": [("take/do", "snapshot.create")],
     "copy": [("copy/do-receive", "container.receive")],
     "move": [("transfer/do-receive", "container.receive"), ("clean/do", "container.delete")],
 }
-"""What each action does at the driver, once, when it says Success. A restored container may be as its snapshot is."""
+"""What each action does at the driver, once, when it says Success. One that starts or stops a container may find that a
+cancelled one before has done so."""
 
 
 @dataclass

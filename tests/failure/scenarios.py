@@ -1,30 +1,17 @@
-"""One request for each kind of operation, what must be there for it, and the fail points that its steps have.
-
-The fail points are derived from the catalogue of kinds; what each step does at the driver is learned from a run that
-nothing disturbs.
-"""
+"""One request for each kind of operation, what must be there for it, and what removes both again."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from controller.operations.catalogue import KINDS
-from controller.operations.kinds import Kind
 from tests.failure.fleet import Answer, ProcessFleet
-from tests.failure.invariants import rows
 from tests.helpers.busybox import busybox_archive, with_files
 
 EMPTY = {"type": "none"}
-IMAGE = {"type": "image", "properties": {"os": "busybox"}}
-BOUNDARIES = ("begin", "carried-out", "done")
-"""Where the engine can be stopped at a step: before it, after it and before its commit, after its commit."""
-COMMANDS_IN_ORDER = "SELECT id FROM commands ORDER BY number"
 SOURCE, TARGET = "node1", "node2"
-Effects = list[tuple[str, str]]
-"""What an operation does at the driver: step with `/do` (and what follows), and the driver's command."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,7 @@ def _nothing(_fleet: ProcessFleet, _container: str) -> None:
 
 
 def _create(fleet: ProcessFleet, container: str) -> Answer:
-    body = {"source": IMAGE, "node": SOURCE, "start": True}
+    body = {"source": {"type": "image", "alias": container}, "node": SOURCE, "start": True}
     return fleet.request("POST", f"/1.0/vz/{container}", body)
 
 
@@ -107,10 +94,15 @@ def _upload(fleet: ProcessFleet, alias: str) -> Answer:
     return fleet.request("POST", f"/1.0/images?alias={alias}", archive)
 
 
-def _image_on_a_node(fleet: ProcessFleet, alias: str) -> None:
+def _image(fleet: ProcessFleet, alias: str) -> None:
+    """An image that no node has."""
     identity = _upload(fleet, alias).operation
     assert identity is not None
     assert fleet.operation(identity)["status"] == "Success"
+
+
+def _image_on_a_node(fleet: ProcessFleet, alias: str) -> None:
+    _image(fleet, alias)
     create(fleet, alias, source={"type": "image", "alias": alias})
 
 
@@ -140,7 +132,7 @@ def _state(action: str) -> Callable[[ProcessFleet, str], Answer]:
 SCENARIOS: dict[str, Scenario] = {
     scenario.kind: scenario
     for scenario in (
-        Scenario("container.create", _nothing, _create),
+        Scenario("container.create", _image, _create),
         Scenario("container.update", _running, _update),
         Scenario("container.rename", create, _rename),
         Scenario("container.delete", _running, _delete),
@@ -171,96 +163,6 @@ CLEANING = ("container.delete", "image.delete", "node.restore")
 def new_name() -> str:
     """A container's id that nothing else has."""
     return f"c-{secrets.token_hex(4)}"
-
-
-# ---------------------------------------------------------------- fail points
-
-
-@dataclass(frozen=True)
-class Point:
-    """A fail point of the engine: where, and (on the way back) the step to whose failure it owes that it is reached."""
-
-    kind: str
-    step: int
-    act: str
-    boundary: str
-
-    @property
-    def name(self) -> str:
-        """As the engine calls it."""
-        return f"{self.kind}/{KINDS[self.kind].steps[self.step].name}/{self.act}/{self.boundary}"
-
-
-def points(kind: Kind) -> Iterator[Point]:
-    """Every boundary of every step of a kind: forward, and back where the step can be undone."""
-    for index in range(len(kind.steps)):
-        acts = ("do", "undo") if kind.shape.undoable[index] else ("do",)
-        for act in acts:
-            for boundary in BOUNDARIES:
-                yield Point(kind.name, index, act, boundary)
-
-
-def all_points() -> list[Point]:
-    """The points of all kinds that have a scenario, so that neighbours are of different kinds where that can be."""
-    columns = [list(points(KINDS[kind])) for kind in SCENARIOS]
-    longest = max(len(column) for column in columns)
-    return [column[row] for row in range(longest) for column in columns if row < len(column)]
-
-
-# ---------------------------------------------------------------- what is learned
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an operation does when nothing disturbs it: its effects as (node, step with `/do…`, driver's command), and
-    the commands that each node journals for it, as (node, `step/do…`)."""
-
-    effects: list[tuple[str, str, str]]
-    commands: list[tuple[str, str]]
-
-    @property
-    def expected(self) -> Effects:
-        """What must be done once for each that says Success; an image is fetched once for all containers of a node."""
-        return [(step, command) for _, step, command in self.effects if command != "image.ensure"]
-
-
-def learn(fleet: ProcessFleet, kind: str, turn: tuple[str, dict[str, Any]] | None = None) -> Learned:
-    """Have an operation run to its end; with `turn` (see `fault_for`) it turns back."""
-    container = new_name()
-    SCENARIOS[kind].prepare(fleet, container)
-    if turn is not None:
-        fleet.script(turn[0], faults=[turn[1]])
-    identity = SCENARIOS[kind].ask(fleet, container).operation
-    assert identity is not None, kind
-    ended = fleet.operation(identity)
-    assert ended["status"] == ("Failure" if turn else "Success"), ended
-    if turn is not None:
-        fleet.script(turn[0])
-    clean_up(fleet, container)
-    effects = [(node, each, command) for node, command, _, each in fleet.effects()]
-    commands = [
-        (node, each) for node in fleet.nodes for (each,) in rows(fleet.state(node) / "journal.db", COMMANDS_IN_ORDER)
-    ]
-    steps = [step.name for step in KINDS[kind].steps]
-    own = f"{identity}/"
-    found = [(node, each.removeprefix(own), command) for node, each, command in effects if each.startswith(own)]
-    return Learned(
-        sorted(found, key=lambda each: steps.index(each[1].partition("/")[0])),
-        [(node, each.removeprefix(own)) for node, each in commands if each.startswith(own)],
-    )
-
-
-def fault_for(kind: Kind, step: int, learned: Learned) -> tuple[str, dict[str, Any]]:
-    """The node and the scripted fault by which an operation turns back and comes to undo this step.
-
-    The next step that does something fails before its effect, or the step itself after its own.
-    """
-    names = [each.name for each in kind.steps]
-    effects = [(names.index(place.partition("/")[0]), node, command) for node, place, command in learned.effects]
-    later = [each for each in effects if step < each[0] < kind.shape.no_return]
-    own = [each for each in effects if each[0] == step]
-    _, node, command = (later or own)[0]
-    return node, {"command": command, "when": "before" if later else "after", "text": "scripted to turn back"}
 
 
 def clean_up(fleet: ProcessFleet, container: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +16,21 @@ from common.errors import Conflict, DriverFailed
 from common.states import Status, may_follow
 from controller.operations.catalogue import KINDS
 from controller.operations.kinds import Context, Kind, Step
-from controller.records import Operation, Phase
+from controller.records import NodeMode, Operation, Phase
 from tests.helpers.accepting import ACCEPT
 from tests.helpers.core import Core, open_core
 
 LONG = 7 * 3600.0
 PATIENCE = 20.0
-UNDONE_WHOLLY = ("container.create", "container.copy", "container.move", "snapshot.create", "container.rename")
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UNDONE_WHOLLY = (
+    "container.create",
+    "container.copy",
+    "container.move",
+    "snapshot.create",
+    "container.rename",
+    "container.recover",
+)
 
 
 class Crash(BaseException):
@@ -91,8 +100,14 @@ async def run(
     """
     core = script.core = await open_core(template, directory)
     try:
+
+        def reach(point: str) -> None:
+            # Operations that only prepare for it, and its children, do not die.
+            if point.startswith(f"{name}/"):
+                script.reach(point)
+
         kinds = {**KINDS, name: script.instrument(kind or KINDS[name])}
-        core.use_engine(kinds, script.reach)
+        core.use_engine(kinds, reach)
         before = core.there.seen()
         accepted = await ACCEPT[name](core)
         async with asyncio.timeout(PATIENCE):
@@ -100,7 +115,7 @@ async def run(
         if script.dead.is_set():
             await core.engine.close()
             await core.store.write(lambda _: None)
-            core.use_engine(kinds, script.reach)
+            core.use_engine(kinds, reach)
             await core.engine.resume()
             async with asyncio.timeout(PATIENCE):
                 ended = await core.engine.wait(accepted.id, None)
@@ -128,11 +143,16 @@ async def check_rests(core: Core, ended: Operation, clean: bool) -> None:
         assert row.operation is None and row.phase is not Phase.CREATING
         reserved = (0, 0) if row.phase is Phase.FAILED else core.containers.reservation(row.config, row.node)
         assert (row.reserved_memory, row.reserved_disk) == reserved
-    whole = {(row.node, id, row.generation) for id, row in rows.items() if row.phase is Phase.READY}
-    there = {(node, id, one.spec.generation) for (node, id), one in core.there.there.items()}
+    # What is on a host that is off is nobody's until it is back.
+    off = {name for name, node in core.fleet.nodes.items() if node.record.mode is NodeMode.FENCED}
+    ready = {id: row for id, row in rows.items() if row.phase is Phase.READY and row.node not in off}
+    whole = {(row.node, id, row.generation) for id, row in ready.items()}
+    there = {(node, id, one.spec.generation) for (node, id), one in core.there.there.items() if node not in off}
+    there -= core.strays
     if clean and "left_behind" not in str(ended.outputs):
         assert whole == there
-        assert not any(node.unclaimed for node in core.fleet.nodes.values())
+        strays = {(name, id) for name, node in core.fleet.nodes.items() for id in node.unclaimed}
+        assert strays <= {(node, id) for node, id, _ in core.strays}
 
 
 def follows(before: Status, after: Status) -> bool:
@@ -156,9 +176,16 @@ async def summary(core: Core, ended: Operation) -> Any:
         id: (row.node, row.generation, row.phase, row.hostname, row.config) for id, row in (await core.rows()).items()
     }
     snapshots = {id: sorted(live.snapshots) for id, live in core.fleet.containers.items()}
-    commands = {command.removeprefix(ended.id) for command in core.there.journal}
-    seen = str(core.there.seen()).replace(ended.id, "")
+    commands = {_ID.sub("", command) for command in core.there.journal}
+    seen = _ID.sub("", str(core.there.seen()))
     return ended.status, rows, snapshots, sorted(core.fleet.images), seen, commands
+
+
+def led_to(reached: Any, wanted: Any) -> bool:
+    """Whether a run through a death led to the same; it may have undone steps of which it did not know whether."""
+    *what, commands = reached
+    *same, known = wanted
+    return what == same and known <= commands and all(one.endswith("/undo") for one in commands - known)
 
 
 def faults_of(kind: Kind) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ import os
 import secrets
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -28,6 +29,7 @@ from tests.helpers.api import EMPTY, effects, make, name, scripted
 from tests.helpers.cluster import Cluster, cluster, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root")
+ROOT = Path(__file__).resolve().parents[2]
 ROOM = 6 * 2**20
 WITHIN, RECOVERS = 1.0, 5.0
 """Seconds in which a write is refused, and in which it works again when there is room."""
@@ -317,3 +319,11 @@ async def test_a_result_that_cannot_be_kept_waits_for_room(report: Report, tmp_p
 def _accepted(fleet: Cluster) -> bool:
     calls = fleet.app.dispatcher._peers["node1"].calls.values()
     return any(call.accepted for call in calls)
+
+
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    """`/dev/full` answers every write with ENOSPC, as a full disk does."""
+    program = "from common import logs; import logging; logs.set_up(); logging.getLogger('x').error('y'); print('on')"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=full, cwd=ROOT)
+    assert done.stdout == b"on\n"

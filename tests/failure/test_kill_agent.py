@@ -15,11 +15,12 @@ import pytest
 
 from agent.executor import BOUNDARIES
 from controller.operations.catalogue import KINDS
-from tests.failure import scenarios
+from tests.failure import points, scenarios
 from tests.failure.fleet import ProcessFleet, process_fleet
 from tests.failure.invariants import as_it_is, settled
+from tests.failure.points import Effects, Learned
 from tests.failure.report import Report
-from tests.failure.scenarios import SCENARIOS, Effects, Learned
+from tests.failure.scenarios import SCENARIOS
 
 pytestmark = pytest.mark.failure("F2")
 SHORT = 14
@@ -61,8 +62,8 @@ def all_places(fleet: ProcessFleet, learned: dict[str, Learned]) -> list[Place]:
         ways: list[tuple[Turn | None, Learned]] = [(None, forth)]
         for step, undoable in enumerate(KINDS[kind].shape.undoable):
             if undoable:
-                turn = scenarios.fault_for(KINDS[kind], step, forth)
-                ways.append((turn, scenarios.learn(fleet, kind, turn)))
+                turn = points.fault_for(KINDS[kind], step, forth)
+                ways.append((turn, points.learn(fleet, kind, turn)))
         found += [
             Place(kind, node, command, boundary, turn)
             for turn, way in ways
@@ -79,7 +80,7 @@ class Run:
     def __init__(self, fleet: ProcessFleet, report: Report) -> None:
         self.fleet = fleet
         self.report = report
-        self.learned = {kind: scenarios.learn(fleet, kind) for kind in SCENARIOS}
+        self.learned = {kind: points.learn(fleet, kind) for kind in SCENARIOS}
         self.accepted: list[str] = []
         self.expected: dict[str, Effects] = {}
         report.figures |= {"resumed": 0, "undone": 0}

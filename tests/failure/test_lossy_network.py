@@ -16,7 +16,7 @@ from tests.failure.invariants import check_ends, operations, settled
 from tests.failure.load import Load
 from tests.failure.network import ADDRESS, Network, Wire, needed, network
 from tests.failure.report import Report
-from tests.failure.test_partitions import AS_SHIPPED, check_healing, noted_fleet
+from tests.failure.test_partitions import AS_SHIPPED, check_healing, expected_of, noted_fleet
 
 pytestmark = needed
 NODES = 2
@@ -82,7 +82,7 @@ def test_delay_loss_and_one_way_loss(report: Report, long_run: bool) -> None:
         for turn, trouble in enumerate(TROUBLES):
             loads.append(Load(fleet, seed + turn, RATE, population=10))
             endure(fleet, net, trouble, loads[-1], LONG if long_run else SHORT, report)
-        expected = {identity: effects for load in loads for identity, effects in load.accepted.expected.items()}
+        expected = expected_of(loads)
         for found in settled(fleet, expected, expected) + begun.violations():
             report.violation(found)
         report.figures |= {"operations": len(expected), "begun": len(begun.entries())}

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,14 @@ def kill_one(fleet: ProcessFleet, chance: random.Random) -> str:
     return name
 
 
+def histories(found: str, known: dict[str, dict[str, Any]]) -> list[str]:
+    """Of each operation that a violation names: all operations on its containers, to understand it by."""
+    named = [each["resources"].get("containers") for identity, each in known.items() if identity in found]
+    urls = {url for some in named for url in some or []}
+    related = [each for each in known.values() if urls & set(each["resources"].get("containers") or [])]
+    return [f"{each['created_at']} {each['id']} {each['kind']} {each['status']} {each['err']}" for each in related]
+
+
 def test_random_kills_under_load(fleet: ProcessFleet, report: Report, long_run: bool) -> None:
     seed = int(os.environ.get("VZFLEET_SEED") or random.randrange(2**32))
     print(f"seed {seed}")
@@ -58,9 +67,11 @@ def test_random_kills_under_load(fleet: ProcessFleet, report: Report, long_run: 
             report.faults += 1
     lasted = time.monotonic() - began
     fleet.heal()
-    for found in settled(fleet, accepted.actions, accepted.expected):
-        report.violation(found)
+    violations = settled(fleet, accepted.actions, accepted.expected)
     known = operations(fleet)
+    for found in violations:
+        report.violation(found)
+        print(found, *histories(found, known), sep="\n  ")
     ends = [known[identity]["status"] for identity in accepted.actions if identity in known]
     report.figures |= {
         "operations acknowledged": len(accepted.actions),

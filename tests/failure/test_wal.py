@@ -20,7 +20,10 @@ import pytest
 from common.errors import Unavailable
 from controller.store import health
 from controller.store.mark import Mark, Marked
+from tests.failure.fleet import process_fleet
+from tests.failure.processes import until
 from tests.failure.report import Report
+from tests.helpers.api import EMPTY
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS, KILLS_LONG = 6, 30
@@ -226,3 +229,35 @@ def test_a_mark_survives_a_torn_write(tmp_path: Path) -> None:
     assert mark.read() == Marked(8, False), "the slot before is whole"
     (tmp_path / MARK).write_bytes(b"")
     assert mark.read() is None
+
+
+@pytest.mark.parametrize("damage", ["the log is gone", "its end is gone"])
+def test_a_killed_controller_whose_log_is_damaged_only_reconciles(damage: str) -> None:
+    """The whole way: what was answered with 202 and lost is said, refused, and found again on the node."""
+    with process_fleet(nodes=2) as fleet:
+        assert fleet.controller is not None
+        fleet.done("POST", "/1.0/vz/before", {"source": EMPTY, "node": "node1"})
+        for number in range(5):
+            body = {"source": EMPTY, "node": "node1", "start": True}
+            fleet.done("POST", f"/1.0/vz/lost{number}", body)
+        fleet.controller.kill()
+        fleet.agents["node2"].kill()
+        log = fleet.settings.state / LOG
+        if damage == "the log is gone":
+            log.unlink()
+        else:
+            log.write_bytes(log.read_bytes()[: -30 * FRAME])
+        fleet.start_controller()
+        fleet.wait_online("node1")
+        shown = fleet.call("GET", "/1.0/reconciliation").metadata
+        assert shown["active"] and shown["awaited"] == ["node2"] and "commits are missing" in shown["reason"]
+        refused = fleet.request("POST", "/1.0/vz/new", {"source": EMPTY})
+        assert refused.code == 503 and refused.metadata["code"] == "unavailable"
+        assert fleet.call("GET", "/1.0/vz").code == 200
+        fleet.start_agent("node2")
+        until(lambda: not fleet.call("GET", "/1.0/reconciliation").metadata["active"], "all have told what they have")
+        # What the row is gone of stands on its node, unmanaged, and runs.
+        node = fleet.call("GET", "/1.0/nodes/node1").metadata
+        assert "lost4" in str(node["unmanaged"])
+        assert "commits are missing" in fleet.controller.log.read_text()
+        fleet.done("POST", "/1.0/vz/new", {"source": EMPTY, "node": "node1"})

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from common.reports import ContainerSpec
+from common.states import Status
 from controller.operations.images import DeleteImageParameters, ImportParameters
 from controller.records import Operation
 from controller.services.requests import (
+    AdoptSource,
     CopySource,
     CreateBody,
     ImageSource,
+    NodeStateBody,
+    RecoverBody,
     RenameBody,
     SnapshotBody,
     StateBody,
     UpdateBody,
 )
-from tests.helpers.core import CALLER, FINGERPRINT, Core
+from tests.helpers.core import CALLER, FINGERPRINT, Core, There
 
 Accept = Callable[[Core], Awaitable[Operation]]
 
@@ -27,6 +32,42 @@ def _on_images(kind: str, parameters: Any) -> Accept:
         return core.operations.accept(lambda _: draft)
 
     return accept
+
+
+async def _drain(core: Core) -> Operation:
+    accepted = await core.drains.drain(CALLER, "n1", NodeStateBody("drain"))
+    assert isinstance(accepted, Operation)
+    return accepted
+
+
+async def _restore(core: Core) -> Operation:
+    await core.engine.wait((await _drain(core)).id, None)
+    accepted = await core.drains.restore(CALLER, "n1", NodeStateBody("restore"))
+    assert isinstance(accepted, Operation)
+    return accepted
+
+
+async def _recover(core: Core) -> Operation:
+    await core.fence("n1")
+    body = RecoverBody(True, ImageSource(properties={"os": "test"}), start=True)
+    return await core.recovery.recover(CALLER, "c", body)
+
+
+async def _recover_by_copy(core: Core) -> Operation:
+    moved = await core.moves.move(CALLER, "d", RenameBody(node="n2", migration=True))
+    await core.engine.wait(moved.id, None)
+    await core.fence("n1")
+    return await core.recovery.recover(CALLER, "c", RecoverBody(True, CopySource("d"), start=True))
+
+
+async def _adopt(core: Core) -> Operation:
+    """One that is there of a generation of before, with a snapshot, and runs."""
+    if ("n2", "left") not in core.there.there:
+        spec = ContainerSpec("left", 1, "left-over", "00:16:3e:00:09:01", {"limits.memory": "50MB"})
+        core.there.there["n2", "left"] = There(spec, Status.RUNNING, {"s1"})
+        core.strays.add(("n2", "left", spec.generation))
+        core.fleet.state_changed("n2", core.there.report("n2", "left"), removed=False)
+    return await core.adoptions.adopt(CALLER, "left", CreateBody(AdoptSource(), hostname="kept", node="n2"))
 
 
 ACCEPT: dict[str, Accept] = {
@@ -50,6 +91,11 @@ ACCEPT: dict[str, Accept] = {
         CALLER, "new", CreateBody(CopySource("d"), node="n2", start=True)
     ),
     "container.move": lambda core: core.moves.move(CALLER, "c", RenameBody(name="m", node="n2", migration=True)),
+    "container.adopt": _adopt,
+    "container.recover": _recover,
+    "container.recover-by-copy": _recover_by_copy,
+    "node.drain": _drain,
+    "node.restore": _restore,
     "image.import": _on_images("image.import", ImportParameters("upload", "x.tar", ("alias",))),
     "image.delete": _on_images("image.delete", DeleteImageParameters(FINGERPRINT)),
 }

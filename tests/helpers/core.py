@@ -13,6 +13,7 @@ import msgspec
 
 from common.clock import ManualClock
 from common.commands import (
+    AdoptContainer,
     Arguments,
     CopyContainer,
     CreateContainer,
@@ -22,6 +23,7 @@ from common.commands import (
     FreezeContainer,
     ReceiveContainer,
     RenameContainer,
+    SettleAdoption,
     StartContainer,
     StopContainer,
     UnfreezeContainer,
@@ -30,22 +32,25 @@ from common.commands import (
 from common.errors import DeadlinePassed, NotFound
 from common.failpoints import FailPoints, never
 from common.messages import Inventory, Outcome, Progress, Result
-from common.reports import ContainerReport, ContainerSpec, ImageReport, NodeFacts
+from common.reports import ContainerReport, ContainerSpec, ImageReport, NodeFacts, SnapshotReport
 from common.states import NodeStatus, Status
 from controller.fleet import Fleet
 from controller.operations.catalogue import KINDS
 from controller.operations.engine import Engine
 from controller.operations.kinds import Kind, ReportProgress, Resources
-from controller.records import Change, Container, Image, Node, Operation, Phase, Snapshot
+from controller.records import Change, Container, Image, Node, NodeMode, Operation, Phase, Snapshot
 from controller.relay import Relay
+from controller.services.adoptions import Adoptions
 from controller.services.caller import Caller
 from controller.services.changes import Changes
 from controller.services.containers import Containers
+from controller.services.drains import Drains
 from controller.services.images import Images, Resolved
 from controller.services.moves import Moves
 from controller.services.nodes import Nodes
 from controller.services.operations import Operations
 from controller.services.promises import Promises
+from controller.services.recovery import Recovery
 from controller.services.requests import ImageSource
 from controller.services.states import States
 from controller.settings import ControllerSettings
@@ -89,6 +94,7 @@ class There:
     spec: ContainerSpec
     status: Status = Status.STOPPED
     snapshots: set[str] = field(default_factory=set)
+    before: ContainerSpec | None = None
 
 
 class ScriptedNodes:
@@ -140,7 +146,16 @@ class ScriptedNodes:
     def report(self, node: str, container: str) -> ContainerReport:
         """What the node says of a container."""
         there = self.there[node, container]
-        return ContainerReport(container, there.spec.generation, there.status, there.spec.config, there.spec.hostname)
+        spec, snapshots = there.spec, tuple(SnapshotReport(name, 0.0) for name in sorted(there.snapshots))
+        return ContainerReport(
+            container,
+            spec.generation,
+            there.status,
+            spec.config,
+            spec.hostname,
+            snapshots=snapshots,
+            hwaddr=spec.hwaddr,
+        )
 
     def seen(self) -> dict[tuple[str, str], Any]:
         """All that is on the nodes, to be compared."""
@@ -160,6 +175,14 @@ class ScriptedNodes:
                 return self._update(node, spec)
             case UpdateContainer(spec=spec):
                 return self._update(node, spec)
+            case AdoptContainer(spec=spec):
+                one = self._find(node, spec.id)
+                one.before = one.spec
+                return self._update(node, spec)
+            case SettleAdoption(container=container, keep=keep):
+                one = self._find(node, container)
+                if one.before is not None:
+                    one.spec, one.before = one.spec if keep else one.before, None
             case DeleteContainer(container=container):
                 self.there.pop((node, container), None)
                 return None
@@ -224,8 +247,11 @@ class Core:
         self.store = Database(f"sqlite:///{directory / 'core.db'}", self._committed)
         self.nodes = Nodes(self.store, self.fleet, ControllerSettings(state=directory), self.clock)
         self.there = ScriptedNodes(self.clock)
+        self.strays: set[tuple[str, str, int]] = set()
+        """Containers of nobody's that a test has put on a node: node, id, generation."""
         self.images = ScriptedImages(self.store)
-        self.resources = Resources(self.fleet, self.there, self.images, Relay(), self.clock)
+        self.drains = Drains(self.clock)
+        self.resources = Resources(self.fleet, self.there, self.images, Relay(), self.clock, self.drains)
         self.use_engine()
 
     def _committed(self, changes: Any) -> None:
@@ -241,6 +267,9 @@ class Core:
         self.changes = Changes(self.containers)
         self.moves = Moves(self.containers, self.changes)
         self.states = States(self.containers)
+        self.recovery = Recovery(self.containers, images)
+        self.adoptions = Adoptions(self.containers, self.clock)
+        self.drains.use(self.containers, self.moves, self.states)
 
     async def open(self) -> None:
         """Open the store and bring both nodes up: n1 has c (running, a snapshot s0), d (stopped) and z (frozen)."""
@@ -287,6 +316,18 @@ class Core:
         """The containers as they are stored."""
         stored = await self.store.read(container_rows.rows.all)
         return {row.id: row for row in stored}
+
+    async def fence(self, name: str) -> None:
+        """A node's host is off, by an operator's word."""
+
+        def write(transaction: Transaction) -> None:
+            record = node_rows.require(transaction, name)
+            fenced = msgspec.structs.replace(
+                record, mode=NodeMode.FENCED, fenced_at="2026-01-02T00:00:00.000000Z", fenced_by="tester"
+            )
+            node_rows.rows.replace(transaction, fenced)
+
+        await self.store.write(write)
 
     def records_of(self, operation: str) -> list[Operation]:
         """Every state of an operation that was committed, in order."""

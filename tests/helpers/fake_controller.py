@@ -120,7 +120,7 @@ class FakeController:
         await self.expect(Hello)
         return await self.expect(Inventory)
 
-    async def welcome(self) -> None:
+    async def welcome(self, connection: int = 0) -> None:
         await self.send(
             Welcome(
                 protocol=1,
@@ -130,6 +130,7 @@ class FakeController:
                 heartbeat_interval=self.heartbeat_interval,
                 heartbeat_timeout=self.heartbeat_timeout,
                 sample_interval=self.sample_interval,
+                connection=connection,
             )
         )
 

@@ -31,6 +31,7 @@ class Listener:
             text = await self.connection.read_message()
         if text is None:
             self.closed = True
+            self.connection.close()
             return None
         frame: dict[str, Any] = json.loads(text)
         self.frames.append(frame)

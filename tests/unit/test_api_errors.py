@@ -82,7 +82,7 @@ def test_the_envelope_has_every_field() -> None:
 # ---------------------------------------------------------------- bodies
 
 NONE = {"type": "none"}
-SOURCES = "image, copy, migration, none"
+SOURCES = "image, copy, migration, none, adopt"
 TEXT = "a string of at most 4096 characters"
 
 

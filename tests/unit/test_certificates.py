@@ -99,6 +99,13 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_a_host_whose_clock_is_a_day_behind_can_speak_with_a_new_controller(tmp_path: Path) -> None:
+    made(tmp_path)
+    for name in ("ca.crt", "server.crt"):
+        certificate = x509.load_pem_x509_certificates((tmp_path / name).read_bytes())[0]
+        assert certificate.not_valid_before_utc <= NOW - timedelta(days=1)
+
+
 def test_new_names_and_old_age_remake_the_servers_alone(tmp_path: Path) -> None:
     first = made(tmp_path)
     before = contents(tmp_path)

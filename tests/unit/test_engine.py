@@ -23,6 +23,7 @@ from controller.operations import kinds as kinds_module
 from controller.operations import recorder as recorder_module
 from controller.operations.catalogue import KINDS
 from controller.operations.kinds import Context, Step
+from controller.operations.machine import State
 from controller.operations.states import StateParameters
 from controller.records import Operation, Phase
 from controller.services.requests import (
@@ -132,6 +133,30 @@ async def test_a_full_disk_delays_an_operation_and_forgets_nothing(core: Core, m
     monkeypatch.setattr(core.store, "write", failing)
     assert (await ended(core, operation)).status is Status.SUCCESS
     assert next(failures, None) is None
+
+
+async def test_a_cancel_is_not_forgotten_by_a_record_that_was_delayed(core: Core, monkeypatch: Any) -> None:
+    monkeypatch.setattr(recorder_module, "RETRY_DELAY", 0.01)
+    core.there.hanging.add(StartContainer)
+    operation = await ACCEPT["container.create"](core)
+    await until(lambda: core.there.waiting, "it has recorded its first steps")
+    running = await core.engine.get(operation.id)
+    kind, state = KINDS[operation.kind], State.of(running)
+    write, failures = core.store.write, iter([NoSpace("full")])
+    cancelled: list[bool] = []
+
+    async def failing(work: Callable[[Transaction], Any]) -> Any:
+        for failure in failures:
+            cancelled.append(True)
+            raise failure
+        return await write(work)
+
+    monkeypatch.setattr(core.store, "write", failing)
+    recorder = recorder_module.Recorder(core.store, core.clock)
+    written = await recorder.record(
+        kind, running, state, step=None, output=None, over=False, cancelled=lambda: bool(cancelled)
+    )
+    assert written.status is Status.CANCELLING
 
 
 async def test_what_cannot_be_recorded_ends_and_frees_its_containers(core: Core) -> None:

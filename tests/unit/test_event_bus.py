@@ -13,11 +13,12 @@ import pytest
 from common.clock import ManualClock
 from common.errors import Unavailable
 from controller import events as bus
-from controller.events import Events, Renderer, Resync, Subscription, Wants
+from controller.events import Events
 from controller.records import Change, Event, EventType
 from controller.store import events as rows
 from controller.store.db import Database, Transaction
 from controller.store.telling import draft
+from controller.subscriptions import Renderer, Resync, Subscription, Wants
 from tests.helpers.core import make_template
 
 ALL = Wants(tuple(EventType))
@@ -68,7 +69,8 @@ class Fixture:
             self.ends.append((code, reason))
             subscription.leave()
 
-        subscription = self.events.subscribe(wants, since, self.renderer, on_end)
+        latest = self.events.latest
+        subscription = self.events.subscribe(wants, latest if since is None else since, self.renderer, on_end)
         return subscription
 
 
@@ -224,16 +226,16 @@ async def test_who_catches_up_is_not_dropped_for_being_behind(made: Fixture) -> 
 
 async def test_memory_is_bounded_by_number_and_bytes(made: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     await made.tell(100)
-    assert len(made.events._kept) == 0, "nobody listens: nothing is kept"
+    assert made.events.kept == 0, "nobody listens: nothing is kept"
     made.subscribe()
     await made.tell(100)
-    assert len(made.events._kept) == 10
+    assert made.events.kept == 10
     small = Events(made.store, kept=1000, kept_bytes=1000)
     small.latest = 200
-    small.subscribe(ALL, None, made.renderer, lambda code, reason: None)
+    small.subscribe(ALL, 200, made.renderer, lambda code, reason: None)
     large = draft("test", "/test", context={"text": "x" * 300})
     small.publish([Event(201 + n, "", large.type, "a", "/", None, None, large.body) for n in range(50)])
-    assert len(small._kept) == 2 and small._size <= 1000
+    assert small.kept == 2 and small._size <= 1000
 
 
 async def test_an_event_is_rendered_once_for_all(made: Fixture) -> None:

@@ -406,6 +406,16 @@ async def test_giving_up_what_is_over_or_unknown_is_answered(tmp_path: Path) -> 
         assert parts.effects() == ["container.create 101 op/1/do"]
 
 
+async def test_a_command_that_comes_together_with_the_word_to_give_it_up_does_not_run(tmp_path: Path) -> None:
+    async with agent_parts(tmp_path) as parts:
+        parts.executor.abandon("op/1/do")
+        parts.executor.receive(parts.command("op/1/do", CREATE))
+        given_up = await parts.result("op/1/do")
+        assert given_up.error is not None and given_up.error.code == "cancelled"
+        assert await parts.do("op/1/do", CREATE) == given_up
+        assert parts.effects() == []
+
+
 async def test_a_command_that_failed_tells_what_is_there(tmp_path: Path) -> None:
     async with agent_parts(tmp_path) as parts:
         await parts.do("op/1/do", CREATE)

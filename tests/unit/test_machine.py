@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from common.errors import Cancelled, DriverFailed
 from common.states import Status, may_follow
 from controller.operations import machine
-from controller.operations.machine import Act, Shape, State
+from controller.operations.machine import Act, Decision, Shape, State
 
 SHAPES = st.lists(st.booleans(), min_size=1, max_size=6).flatmap(
     lambda undoable: st.integers(0, len(undoable)).map(
@@ -133,3 +133,12 @@ def test_the_first_reason_and_its_step_are_kept() -> None:
     state = machine.undo_failed(state, DriverFailed("the node is gone"))
     assert state.error is not None
     assert state.error.text == "the disk broke; and it could not be undone: the node is gone"
+
+
+def test_what_an_earlier_life_may_have_begun_is_undone() -> None:
+    shape = Shape((False, False, True, False), 3)
+    cancelled = machine.from_the_furthest(shape, machine.failed(State(), Cancelled("on request")))
+    assert machine.decide(shape, cancelled) == Decision(Act.UNDO, 2)
+    assert cancelled.error is not None and cancelled.error.step == 0
+    behind = State(position=3)
+    assert machine.from_the_furthest(shape, behind) == behind

@@ -21,14 +21,17 @@ class Store:
 
     def __init__(self) -> None:
         self.refuses: Exception | None = None
+        self.impossible: set[str] = set()
         self.told: list[str] = []
         self.batches = 0
 
     async def write(self, work: Callable[[Transaction], Any]) -> None:
-        if self.refuses is not None:
-            raise self.refuses
         transaction = Transaction(cast(Any, None))
         work(transaction)
+        if self.refuses is not None:
+            raise self.refuses
+        if any(change.key in self.impossible for change in transaction.changes):
+            raise Internal("it cannot be written")
         self.batches += 1
         self.told += [
             f"{change.record.action} {change.record.source}"
@@ -90,6 +93,25 @@ async def test_what_cannot_be_written_at_all_is_not_tried_for_ever() -> None:
     notes.add("b", "/x")
     await until(lambda: not len(notes), "written")
     assert store.told == ["b /x"]
+
+
+async def test_one_that_cannot_be_written_takes_no_other_with_it() -> None:
+    store, notes = make()
+    store.impossible.add("/2")
+    for number in range(5):
+        notes.add("a", f"/{number}")
+    await until(lambda: not len(notes), "written")
+    assert store.told == ["a /0", "a /1", "a /3", "a /4"]
+
+
+async def test_strange_names_fit_their_columns() -> None:
+    _store, notes = make()
+    notes.add("a", "/1.0/vz/\0" + "x" * 1000, container="y" * 1000, node="z" * 1000)
+    (event,) = notes.waiting
+    assert len(event.source) == 255 and "\0" not in event.source
+    assert event.container is not None and event.node is not None
+    assert (len(event.container), len(event.node)) == (64, 63)
+    await until(lambda: not len(notes), "written")
 
 
 async def test_at_the_end_what_waits_is_written_or_left_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,24 @@ def test_a_move_is_told_when_the_row_belongs_there() -> None:
     assert actions(of_row(ROW), of_operation(failed)) == ["operation-ended"]
 
 
+def test_a_recovery_says_where_it_was() -> None:
+    old = {"id": "c", "node": "n1"}
+    recovered = op("container.recover", node="n2", parameters={"old": old, "start": True})
+    told = derive([of_row(replace(ROW, node="n2")), of_operation(recovered)])
+    assert [event.action for event in told] == ["container-recovered", "container-started", "operation-ended"]
+    assert told[0].body["context"]["old_node"] == "n1"
+
+
+def test_a_node_that_is_drained_or_fenced() -> None:
+    draining = Node("n1", "k" * 40, THEN, mode=NodeMode.DRAINING)
+    accepted = of_operation(op("node.drain", Status.RUNNING, containers=()), new=True)
+    _, event = derive([Change(Node, "n1", draining), accepted])
+    assert event.body["requestor"]["username"] == "alice" and event.body["context"]["mode"] == "draining"
+    fenced = replace(draining, mode=NodeMode.FENCED, fenced_at=THEN, fenced_by="bob")
+    (event,) = derive([Change(Node, "n1", fenced)])
+    assert event.body["context"] == {"mode": "fenced", "fenced_by": "bob"}
+
+
 def test_snapshots_images_nodes() -> None:
     taken = Change(Snapshot, "c/s", Snapshot("c", "s", THEN, {}), new=True)
     assert actions(taken, of_row(ROW), of_operation(op("snapshot.create"))) == [

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import DriverFailed, Unauthorized, Unavailable
 from common.messages import Outcome
-from controller.operations.transfers import raise_cause
+from controller.operations.transfers import first_word, raise_cause
 
 
 def ended(result: Outcome | Exception) -> asyncio.Future[Outcome]:
@@ -34,3 +34,13 @@ async def test_both_ends_must_have_said_that_they_are_done() -> None:
     silent: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     with pytest.raises(Unavailable, match="did not say"):
         raise_cause([ended(Outcome()), silent])
+
+
+async def test_a_sender_that_is_at_it_again_is_not_waited_for() -> None:
+    silent: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(5):
+        await first_word(silent, ended(Outcome()))
+        await first_word(ended(DriverFailed("the disk")), silent)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await first_word(ended(Outcome()), silent)

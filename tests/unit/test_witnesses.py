@@ -116,3 +116,15 @@ async def test_it_ends_with_the_last_inventory_that_is_awaited(core: Core) -> No
     await core.store.write(lambda transaction: nodes.rows.replace(transaction, fenced))
     assert core.reconciliation.begun is None, "a host that is off need not be waited for"
     assert list(core.reconciliation._file.parent.glob("reconcile*")) == []
+
+
+async def test_an_inventory_is_believed_before_anything_that_comes_after_it(core: Core) -> None:
+    """A result that follows it at once is newer, and must not be overwritten by it."""
+    listener = RecordingListener()
+    witnesses = Witnesses(listener, core.reconciliation, core.store, core.fleet, core.events, 5, core.raised.append)
+    answer = witnesses.inventory("n1", INVENTORY)
+    try:
+        assert listener.of("inventory", "n1") == [INVENTORY]
+        assert await answer == listener.generations
+    finally:
+        await witnesses.close()

@@ -6,10 +6,12 @@ characters are refused here, and what was written is read back as LXC reads it b
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.cgroups import INNER
 from common.errors import Internal, InvalidRequest
 from common.names import has_control_characters
 from common.options import Settings
@@ -101,7 +103,7 @@ def _cgroups(container: str, settings: Settings, around: Surroundings) -> Lines:
         ("lxc.cgroup.dir.monitor", f"{around.cgroup}/.monitor/{container}"),
         ("lxc.cgroup.dir.monitor.pivot", f"{around.cgroup}/.pivot"),
         ("lxc.cgroup.dir.container", f"{around.cgroup}/{container}"),
-        ("lxc.cgroup.dir.container.inner", "ns"),
+        ("lxc.cgroup.dir.container.inner", INNER),
     ]
     if settings.privileged:
         prefix = "lxc.cgroup.devices" if around.version == "v1" else "lxc.cgroup2.devices"
@@ -151,9 +153,23 @@ def parse(text: str) -> Lines:
     return lines
 
 
+def is_untouched(file: Path) -> bool:
+    """Whether a configuration file is as `write` left it."""
+    try:
+        head, _, text = file.read_text(encoding="utf-8", errors="replace").partition("\n")
+    except OSError:
+        return False
+    return head == _seal(text)
+
+
+def _seal(text: str) -> str:
+    return f"# written by vzfleet, and again at each start: {hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def write(file: Path, lines: Lines) -> None:
     """Replace a configuration file in one step. Raises InvalidRequest before anything is written."""
     text = render(lines)
+    text = f"{_seal(text)}\n{text}"
     new = file.with_name(f".{file.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as handle:

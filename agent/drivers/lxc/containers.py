@@ -58,7 +58,7 @@ class Containers:
 
     async def create(self, spec: ContainerSpec, image: str | None) -> None:
         """From an image that is there, or with an empty root."""
-        privileged = self._check(spec)
+        privileged = self.check(spec)
         if self._present(spec):
             return
         storage = self._host.storage
@@ -71,11 +71,11 @@ class Containers:
         else:
             halt_signal = self._images.traits(image, privileged).halt_signal
             staging = await storage.clone(volume_of(image, privileged))
-        await _whole(self._admit(Record(spec, halt_signal), staging))
+        await _whole(self.admit(Record(spec, halt_signal), staging))
 
     async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:
         """From another container here, which must not change meanwhile, or from its snapshot."""
-        self._check(spec)
+        self.check(spec)
         if self._present(spec):
             return
         record, settings = self._host.records.get(source), parse_config(spec.config)
@@ -84,7 +84,7 @@ class Containers:
             limits.check_disk(self._host.storage, origin, settings.disk)
         staging = await self._clone_for(origin, record.settings.privileged, settings.privileged)
         (staging / SNAPSHOT_NOTE).unlink(missing_ok=True)
-        await _whole(self._admit(Record(spec, record.halt_signal), staging))
+        await _whole(self.admit(Record(spec, record.halt_signal), staging))
 
     async def _clone_for(self, origin: str, was_privileged: bool, privileged: bool) -> Path:
         """A staging volume with the same files, owned as this kind of container needs it."""
@@ -93,9 +93,9 @@ class Containers:
             return await storage.clone(origin)
         files = archive.pack(storage.path(origin) / "rootfs", host.id_map(was_privileged))
         async with contextlib.aclosing(files):
-            return await self._unpacked(files, privileged)
+            return await self.unpacked(files, privileged)
 
-    async def _unpacked(self, files: AsyncIterator[bytes], privileged: bool) -> Path:
+    async def unpacked(self, files: AsyncIterator[bytes], privileged: bool) -> Path:
         """A staging volume with what an archive of `archive.pack` holds."""
         staging = await self._host.storage.create()
         try:
@@ -108,7 +108,7 @@ class Containers:
             raise
         return staging
 
-    async def _admit(self, record: Record, staging: Path) -> None:
+    async def admit(self, record: Record, staging: Path) -> None:
         """Make a container of a staging volume. When that fails nothing is left."""
         host, spec, settings = self._host, record.spec, record.settings
         try:
@@ -142,7 +142,7 @@ class Containers:
             return True
         raise Conflict(f"container {spec.id} exists already")
 
-    def _check(self, spec: ContainerSpec) -> bool:
+    def check(self, spec: ContainerSpec) -> bool:
         """Whether it is privileged. Raises Unsupported or InvalidRequest for what cannot be had on this node."""
         settings = parse_config(spec.config)
         if settings.disk is not None and not self._host.storage.disk_limits:
@@ -173,7 +173,7 @@ class Containers:
 
     async def receive(self, spec: ContainerSpec, pieces: AsyncIterator[bytes]) -> None:
         """Make a container of a stream, with the snapshots in it."""
-        privileged = self._check(spec)
+        privileged = self.check(spec)
         if self._present(spec):
             return
         reader = stream.StreamReader(pieces)
@@ -183,14 +183,14 @@ class Containers:
         try:
             for one in header.snapshots:
                 check_snapshot_name(one.name)
-                staged.append((one, await self._unpacked(reader.volume(), privileged)))
-            root = await self._unpacked(reader.volume(), privileged)
+                staged.append((one, await self.unpacked(reader.volume(), privileged)))
+            root = await self.unpacked(reader.volume(), privileged)
             await reader.finish()
             if header.halt_signal not in ("", rootfs.SIGPWR, rootfs.SIGRTMIN_3):
                 raise InvalidRequest("the stream names an unknown signal")
             for one, staging in staged:
                 await self._snapshots.admit(spec.id, one.name, one.created_at, staging)
-            await _whole(self._admit(Record(spec, header.halt_signal), root))
+            await _whole(self.admit(Record(spec, header.halt_signal), root))
         except BaseException:
             for staging in (*(staging for _, staging in staged), *([root] if root is not None else [])):
                 await self._host.storage.discard(staging)
@@ -208,6 +208,8 @@ class Containers:
             note = self._host.storage.path(name) / SNAPSHOT_NOTE
             if note.exists():
                 (staging / SNAPSHOT_NOTE).write_bytes(note.read_bytes())
+            if name == volume(old.spec.id):
+                await self._host.storage.limit_staging(staging, new.settings.disk)
             await self._host.storage.commit(staging, name)
 
     async def rename(self, container: str, spec: ContainerSpec) -> None:

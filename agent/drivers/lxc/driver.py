@@ -12,10 +12,12 @@ from agent.cgroups import Cgroups
 from agent.config import AgentConfig
 from agent.drivers.base import Capabilities, Driver, ReportProgress, StateListener
 from agent.drivers.lxc import commands, ids, teardown
+from agent.drivers.lxc.adoption import Adoption
+from agent.drivers.lxc.altered import Alterations
 from agent.drivers.lxc.containers import Containers, volume
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.images import Images
-from agent.drivers.lxc.lifecycle import Lifecycle
+from agent.drivers.lxc.lifecycle import Lifecycle, Listener
 from agent.drivers.lxc.records import Record
 from agent.drivers.lxc.snapshots import Snapshots
 from agent.drivers.lxc.strangers import Strangers
@@ -33,14 +35,23 @@ from common.states import Status
 class _Parts:
     """What an open driver is made of."""
 
-    def __init__(self, host: Host, clock: Clock, lifecycle: Lifecycle, listener: StateListener) -> None:
+    def __init__(
+        self, host: Host, clock: Clock, lifecycle: Lifecycle, heard: Listener, listener: StateListener
+    ) -> None:
         self.host = host
         self.lifecycle = lifecycle
         self.strangers = Strangers(host.records, lifecycle.is_commanded, listener)
         self.images = Images(host)
         self.snapshots = Snapshots(host, clock)
         self.containers = Containers(host, self.images, self.snapshots)
-        self.updater = Updater(host, lifecycle, self.containers)
+        self.alterations = Alterations(
+            host,
+            lambda container: lifecycle.pid(container) is not None,
+            lifecycle.is_commanded,
+            lambda container: heard(container, False),
+        )
+        self.updater = Updater(host, lifecycle, self.containers, self.alterations)
+        self.adoption = Adoption(host, lifecycle, self.containers, self.updater)
         self.sampler = ContainerSampler(host.cgroups, clock)
         self.load = NodeLoad()
 
@@ -78,10 +89,12 @@ class LxcDriver(Driver):
         host = Host(config, await open_storage(config), network, cgroups)
         await host.open()
         await network.open()
-        parts = _Parts(host, self._clock, Lifecycle(host, self._heard), listener)
+        parts = _Parts(host, self._clock, Lifecycle(host, self._heard), self._heard, listener)
+        await asyncio.to_thread(parts.adoption.sweep)
         await parts.containers.sweep()
         await parts.lifecycle.open()
         parts.strangers.open()
+        parts.alterations.open()
         self._opened = parts
 
     def _heard(self, container: str, gone: bool) -> None:
@@ -92,6 +105,7 @@ class LxcDriver(Driver):
         if self._opened is None:
             return
         await self._opened.strangers.close()
+        await self._opened.alterations.close()
         await self._opened.lifecycle.close()
         await self._opened.host.network.close()
         self._opened.sampler.close()
@@ -120,7 +134,11 @@ class LxcDriver(Driver):
 
     async def containers(self) -> list[ContainerReport]:
         records = self._parts.host.records
-        reports = [self._report(record) for _, record in sorted(records.all().items())]
+        reports = []
+        for container, record in sorted(records.all().items()):
+            if records.find(container) is record:
+                reports.append(self._report(record))
+            await asyncio.sleep(0)
         return reports + await self._parts.strangers.all()
 
     async def inspect(self, container: str) -> ContainerReport:
@@ -140,6 +158,8 @@ class LxcDriver(Driver):
             reason=reason,
             pid=parts.lifecycle.pid(spec.id),
             snapshots=tuple(parts.snapshots.all(spec.id)),
+            hwaddr=spec.hwaddr,
+            altered=parts.alterations.find(record),
         )
 
     async def images(self) -> list[ImageReport]:
@@ -236,6 +256,14 @@ class LxcDriver(Driver):
             lifecycle.require_stopped(container)
             await self._parts.containers.rename(container, spec)
             self._parts.sampler.forget(container)
+
+    async def adopt(self, spec: ContainerSpec, found: int) -> None:
+        with self._parts.lifecycle.commanded(spec.id):
+            await self._parts.adoption.adopt(spec, found)
+
+    async def settle_adoption(self, container: str, keep: bool) -> None:
+        with self._parts.lifecycle.commanded(container):
+            await self._parts.adoption.settle(container, keep)
 
     async def create_snapshot(self, container: str, snapshot: str) -> None:
         self._parts.host.records.get(container)

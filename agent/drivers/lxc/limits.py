@@ -68,6 +68,13 @@ def apply(
         raise
 
 
+def enforce(cgroup: ContainerCgroup, settings: Settings, cpus: Sequence[int], memory: int) -> None:
+    """Put all of a running container's limits in force again, whatever they are now."""
+    for change in _changes(cgroup, settings, cpus, memory):
+        change()
+    cgroup.loosen_inner()
+
+
 def _changes(cgroup: ContainerCgroup, settings: Settings, cpus: Sequence[int], memory: int) -> list[partial[None]]:
     return [
         partial(cgroup.set_memory, settings.memory_bytes(memory)),

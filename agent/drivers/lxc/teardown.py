@@ -19,6 +19,7 @@ from agent.network.daemon import ended, send
 from agent.storage import all_storages
 from agent.storage.volumes import finished
 from common.errors import DriverFailed
+from common.names import CONTAINER_ID
 from common.process import run
 
 _END_TIMEOUT = 30.0
@@ -55,7 +56,8 @@ async def _stop(config: AgentConfig, cgroups: Cgroups, finder: Finder, container
 
 async def _stop_made_by_hand(directory: Path) -> None:
     """Containers that somebody made in our LXC path stand on our pool and bridge, which are about to go."""
-    for name in sorted(entry.parent.name for entry in directory.glob("*/config")):
+    names = (entry.parent.name for entry in directory.glob("*/config"))
+    for name in sorted(name for name in names if CONTAINER_ID.fullmatch(name)):
         if not (directory / name / RECORD).exists() and await commands.state(directory, name) != "STOPPED":
             await run(["lxc-stop", "-P", str(directory), "-n", name, "-k"], timeout=_END_TIMEOUT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from agent.drivers.lxc import limits, rootfs
+from agent.drivers.lxc.altered import Alterations
 from agent.drivers.lxc.containers import Containers, volume
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.lifecycle import Lifecycle
@@ -20,15 +21,17 @@ _TIMEOUT = 10.0
 class Updater:
     """Writes new configurations."""
 
-    def __init__(self, host: Host, lifecycle: Lifecycle, containers: Containers) -> None:
+    def __init__(self, host: Host, lifecycle: Lifecycle, containers: Containers, alterations: Alterations) -> None:
         self._host = host
         self._lifecycle = lifecycle
         self._containers = containers
+        self._alterations = alterations
 
     async def update(self, spec: ContainerSpec) -> None:
         """Make `spec` a container's configuration. Raises Conflict for what a running container cannot change."""
         old = self._host.records.get(spec.id)
-        if old.spec == spec:
+        altered = {difference.key for difference in self._alterations.find(old)}
+        if old.spec == spec and not altered:
             return
         new = Record(spec, old.halt_signal, old.cpus)
         settings = new.settings
@@ -44,6 +47,10 @@ class Updater:
         try:
             if running:
                 self._apply(old, new)
+                if altered:
+                    limits.enforce(self._host.cgroup(spec.id), new.settings, new.cpus, self._host.memory)
+            if "limits.disk" in altered:
+                await self._host.storage.set_limit(volume(spec.id), settings.disk)
             await self._rename(old.spec, spec, settings.privileged)
             await self._host.records.save(new, lines)
         except BaseException:

@@ -14,6 +14,7 @@ from common.errors import VzfleetError
 from controller import app as controller_app
 from controller.api.services import Services
 from controller.app import App
+from controller.identifiers import operation_ids
 from controller.records import Change, Event, Operation
 from controller.relay import Relay
 from controller.settings import ControllerSettings
@@ -84,6 +85,8 @@ class Controller:
             self.process.kill()
 
     async def _live(self) -> None:
+        # A new process has given no ids yet.
+        operation_ids._last = 0
         app = _App(self._settings, self.clock)
         try:
             await app.start()

@@ -1,4 +1,4 @@
-"""Disks that survive a crash: what was committed stays, what waited for its commit is lost. Without threads or files."""
+"""Disks that survive a crash: what was committed stays, what waited for its commit is lost. No threads, no files."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def _driver_fails(world: World, chance: random.Random) -> End:
         when=chance.choice(("before", "after")),
     )
     faults.append(fault)
-    return lambda: fault in faults and faults.remove(fault) or None
+    return lambda: (fault in faults and faults.remove(fault)) or None
 
 
 def _slow(world: World, chance: random.Random) -> End:

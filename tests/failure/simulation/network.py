@@ -272,7 +272,7 @@ class Network:
             raise Unavailable("the controller cannot be reached")
 
     async def stream(self, host: str, work: asyncio.Task[int]) -> int:
-        """Wait for work that streams through the controller. Raises Unavailable when the connection breaks meanwhile."""
+        """Wait for work that streams through the controller. Raises Unavailable when the connection breaks."""
         broken: asyncio.Future[None] = self._loop.create_future()
         self._streams[broken] = host
         work.add_done_callback(lambda _: broken.done() or broken.set_result(None))

@@ -22,12 +22,12 @@ from controller.fleet import Fleet
 from controller.operations.engine import Engine
 from controller.operations.kinds import Context, Kind, Step
 from tests.failure.report import Report
-from tests.failure.simulation import faults
+from tests.failure.simulation import faults, network, world
 from tests.failure.simulation.world import simulate
 
 ROOT = Path(__file__).resolve().parents[3]
 SEEDS, LONG_SEEDS, CHUNKS = 500, 10_000, 4
-ENOUGH = 60
+ENOUGH = 150
 """Seeds within which a broken mechanism must be noticed."""
 
 
@@ -76,6 +76,7 @@ def _no_answers(patch: pytest.MonkeyPatch) -> None:
         return Run(again=True) if isinstance(decision, Answer) else decision
 
     patch.setattr(executor, "decide", forgetful)
+    patch.setattr(faults, "FAULTS", [fault for fault in faults.FAULTS if fault.name in ("storm", "connection breaks")])
 
 
 def _no_fences(patch: pytest.MonkeyPatch) -> None:
@@ -87,6 +88,8 @@ def _no_fences(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(executor, "decide", believing)
     patch.setattr(executor, "outdated", lambda *_: None)
     patch.setattr(faults, "FAULTS", [fault for fault in faults.FAULTS if fault.name in ("partition", "reboot")])
+    patch.setattr(world, "IMPATIENT", 1.0)
+    patch.setattr(network, "LATE", 1.0)
 
 
 def _no_resume(patch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 
 
@@ -11,14 +10,12 @@ class Trace:
     """Collects what happens. `show` gets each line, for a replay that somebody reads."""
 
     def __init__(self, time: Callable[[], float], show: Callable[[str], None] | None = None) -> None:
-        self.counts: Counter[str] = Counter()
         self._time = time
         self._show = show
         self._hash = hashlib.sha256()
 
     def note(self, kind: str, text: str) -> None:
-        """Something happened; `kind` is one of a fixed few and is counted."""
-        self.counts[kind] += 1
+        """Something happened; `kind` is one of a fixed few."""
         line = f"{self._time():11.6f} {kind:10} {text}"
         self._hash.update(line.encode())
         if self._show is not None:

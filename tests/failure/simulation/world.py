@@ -31,6 +31,8 @@ HEALED_WITHIN = 10.0
 ENDED_WITHIN = 60.0
 """Seconds from healing until every operation has ended."""
 POLL = 0.25
+IMPATIENT = 0.25
+"""How probably a client cancels after some seconds what has not ended then."""
 
 
 @dataclass
@@ -72,6 +74,7 @@ class World:
         self.invariants = Invariants(self.controller, self.hosts, self.trace)
         self.outcome = Outcome(seed)
         self._faults = faults.Running()
+        self._impatient: list[asyncio.Task[None]] = []
 
     def any_host(self, chance: random.Random) -> Host:
         """One of the hosts."""
@@ -141,6 +144,14 @@ class World:
         if operation is not None:
             self.outcome.accepted += 1
             self.invariants.accept(operation.id)
+            if self.chance.random() < IMPATIENT:
+                self.loop.call_later(self.chance.uniform(0.2, 8.0), self._lose_patience, operation.id)
+
+    def _lose_patience(self, operation: str) -> None:
+        async def cancel(asking: requests.Asking) -> None:
+            await asking.services.operations.cancel(operation)
+
+        self._impatient.append(asyncio.ensure_future(self._ask(requests.Request("cancel late", 0, cancel))))
 
     # ------------------------------------------------------------ faults
 

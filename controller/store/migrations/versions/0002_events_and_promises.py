@@ -39,3 +39,5 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("fenced_by", sa.String(length=64), nullable=True))
     with op.batch_alter_table("containers", schema=None) as batch_op:
         batch_op.add_column(sa.Column("power", sa.String(length=16), nullable=True))
+    with op.batch_alter_table("operations", schema=None) as batch_op:
+        batch_op.create_index("operations_by_end", ["ended_at"], unique=False)
