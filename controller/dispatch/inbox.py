@@ -31,6 +31,7 @@ from controller.dispatch.listener import LinkListener, Witness
 from controller.dispatch.peer import Peer, Report, Sender
 from controller.dispatch.sessions import Refusal, Session
 
+_MAX_UNASKED = 1000
 _MAX_DEFERRED = 1000
 
 
@@ -104,6 +105,7 @@ class Inbox:
         match message:
             case Heartbeat():
                 session.heartbeat(message.sequence, message.monotonic, now)
+                self._let_go(peer)
             case Accepted():
                 if (call := peer.calls.get(message.command)) is not None:
                     call.accepted = True
@@ -166,6 +168,9 @@ class Inbox:
                 peer.acknowledge([result.command])
             else:
                 self._drops.count("result nobody waits for", node=peer.name, command=result.command)
+                peer.unasked[result.command] = None
+                if len(peer.unasked) > _MAX_UNASKED:
+                    del peer.unasked[next(iter(peer.unasked))]
             return
         outcome = ending(result)
         if outcome is not None:
@@ -173,6 +178,14 @@ class Inbox:
         elif result.error is not None:
             self._drops.count("command was late", node=peer.name, command=result.command, text=result.error.text)
             call.refused(result.error.text)
+
+    def _let_go(self, peer: Peer) -> None:
+        """Acknowledge the results that nobody waited for and nobody will any more."""
+        over = [command for command in peer.unasked if self._over(command)]
+        for command in over:
+            del peer.unasked[command]
+        if over:
+            peer.acknowledge(over)
 
     # ------------------------------------------------------------ what the node has
 

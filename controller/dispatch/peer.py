@@ -35,7 +35,8 @@ class Sender:
 class Peer:
     """A node. `deferred` holds what came while its inventory was processed, `refused` whom it was last told to go.
 
-    `fenced` says why nothing is asked of it, and is empty while it is.
+    `unasked` are commands whose results came while nobody waited for them, oldest first; `fenced` says why nothing is
+    asked of it, and is empty while it is.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Peer:
     processing: bool = False
     deferred: deque[tuple[Session, Report]] = field(default_factory=deque)
     refused: tuple[bytes, float] | None = None
+    unasked: dict[str, None] = field(default_factory=dict)
     fenced: str = ""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from common.errors import Abandoned, Cancelled, Conflict, DeadlinePassed, Internal, VzfleetError
+from common.errors import Abandoned, Cancelled, Conflict, DeadlinePassed, Internal, Unavailable, VzfleetError
 from common.failpoints import FailPoints
 from common.messages import Progress
 from common.states import Status
@@ -154,6 +154,9 @@ class Execution:
             return self._failed(state, Internal("a fault in the controller; its log says where")), None
 
     def _failed(self, state: State, error: VzfleetError) -> State:
+        if isinstance(error, Cancelled) and not self._cancelled.is_set():
+            # A node gave it up of its own accord, as one end of a transfer does when the other is lost.
+            error = Unavailable(error.text)
         failed = machine.failed(state, error)
         return machine.from_the_furthest(self._kind.shape, failed) if self._unseen else failed
 

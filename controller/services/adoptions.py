@@ -76,9 +76,10 @@ class Adoptions:
         """What the node says of the container. Raises NotFound; Conflict when it must be stopped first."""
         fleet = self._containers.fleet
         found = {report.id: report for report in deviations.unmanaged(fleet, fleet.nodes[node])}
+        live = fleet.containers.get(container)
+        if live is not None and live.record.node == node and live.record.phase is Phase.FAILED and live.report:
+            found[container] = live.report  # what a failed creation left there
         if container not in found:
-            # Said first where it is the reason.
-            live = fleet.containers.get(container)
             if live is not None and live.record.phase is not Phase.FAILED:
                 raise Conflict(f"container {container} exists already, on node {live.record.node}", field="id")
             raise NotFound(f"node {node} has no unmanaged container {container}", field="id")

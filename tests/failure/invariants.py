@@ -104,7 +104,9 @@ def check_same(shown: Mapping[str, Mapping[str, Any]], worlds: Mapping[str, Mapp
     on no node.
     """
     found = []
-    there = {(name, node): each for node, world in worlds.items() for name, each in world["containers"].items()}
+    every = {(name, node): each for node, world in worlds.items() for name, each in world["containers"].items()}
+    # What was made by hand is nobody's.
+    there = {place: each for place, each in every.items() if each["spec"]["generation"] or place[0] in shown}
     for container, view in shown.items():
         real = there.pop((container, view["node"]), None)
         if view["status"]["status"] == "Error" and "creation failed" in view["status"].get("reason", ""):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from common.states import Status
 from tests.failure.fleet import Answer, ProcessFleet
+from tests.failure.processes import until
 from tests.helpers.busybox import busybox_archive, with_files
 
 EMPTY = {"type": "none"}
@@ -115,6 +118,22 @@ def _drained(fleet: ProcessFleet, container: str) -> None:
     fleet.done("POST", f"/1.0/nodes/{SOURCE}/state", {"action": "drain"})
 
 
+def _made_by_hand(fleet: ProcessFleet, container: str) -> None:
+    fleet.agents[SOURCE].kill()
+    file = fleet.state(SOURCE) / "fake" / "world.json"
+    world = fleet.world(SOURCE)
+    spec = {"id": container, "generation": 0, "hostname": "", "hwaddr": "", "config": {}}
+    world["containers"][container] = {"spec": spec, "status": int(Status.STOPPED), "content": "made by hand"}
+    file.write_text(json.dumps(world))
+    fleet.start_agent(SOURCE)
+    seen = f"/1.0/nodes/{SOURCE}"
+    until(lambda: container in fleet.call("GET", seen).metadata["unmanaged"], f"{container} is seen")
+
+
+def _adopt(fleet: ProcessFleet, container: str) -> Answer:
+    return fleet.request("POST", f"/1.0/vz/{container}", {"source": {"type": "adopt"}, "node": SOURCE})
+
+
 def _node(action: str) -> Callable[[ProcessFleet, str], Answer]:
     return lambda fleet, _container: fleet.request("POST", f"/1.0/nodes/{SOURCE}/state", {"action": action})
 
@@ -148,6 +167,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("container.move", _running, _move),
         Scenario("image.import", _nothing, _upload),
         Scenario("image.delete", _image_on_a_node, _delete_image),
+        Scenario("container.adopt", _made_by_hand, _adopt),
         Scenario("node.drain", _running, _node("drain")),
         Scenario("node.restore", _drained, _node("restore")),
     )

@@ -176,7 +176,8 @@ async def summary(core: Core, ended: Operation) -> Any:
         id: (row.node, row.generation, row.phase, row.hostname, row.config) for id, row in (await core.rows()).items()
     }
     snapshots = {id: sorted(live.snapshots) for id, live in core.fleet.containers.items()}
-    commands = {_ID.sub("", command) for command in core.there.journal}
+    # What is sent anew after a death is a command of its own, and leads to the same.
+    commands = {_ID.sub("", command).partition("~")[0] for command in core.there.journal}
     seen = _ID.sub("", str(core.there.seen()))
     return ended.status, rows, snapshots, sorted(core.fleet.images), seen, commands
 

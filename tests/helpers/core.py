@@ -175,14 +175,8 @@ class ScriptedNodes:
                 return self._update(node, spec)
             case UpdateContainer(spec=spec):
                 return self._update(node, spec)
-            case AdoptContainer(spec=spec):
-                one = self._find(node, spec.id)
-                one.before = one.spec
-                return self._update(node, spec)
-            case SettleAdoption(container=container, keep=keep):
-                one = self._find(node, container)
-                if one.before is not None:
-                    one.spec, one.before = one.spec if keep else one.before, None
+            case AdoptContainer() | SettleAdoption():
+                return self._adopt(node, arguments)
             case DeleteContainer(container=container):
                 self.there.pop((node, container), None)
                 return None
@@ -196,6 +190,16 @@ class ScriptedNodes:
             case _:
                 return None
         return self.report(node, container)
+
+    def _adopt(self, node: str, arguments: AdoptContainer | SettleAdoption) -> ContainerReport:
+        if isinstance(arguments, AdoptContainer):
+            one = self._find(node, arguments.spec.id)
+            one.before, one.spec = one.spec, arguments.spec
+            return self.report(node, arguments.spec.id)
+        one = self._find(node, arguments.container)
+        if one.before is not None:
+            one.spec, one.before = one.spec if arguments.keep else one.before, None
+        return self.report(node, arguments.container)
 
     def _find(self, node: str, container: str) -> There:
         if (node, container) not in self.there:

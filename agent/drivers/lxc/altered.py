@@ -90,7 +90,10 @@ def lines(expected: config.Lines, found: config.Lines) -> list[Difference]:
     for name in sorted({key for key, _ in (wanted - there) | (there - wanted)}):
         option = _LIMITS.get(name.removeprefix("lxc.cgroup.").removeprefix("lxc.cgroup2."))
         key = option or name[:160]
-        differences.setdefault(key, Difference(key, _values(wanted, name), _values(there, name)))
+        sides = (_values(wanted, name), _values(there, name))
+        if option == "limits.memory":
+            sides = (_size(sides[0]), _size(sides[1]))
+        differences.setdefault(key, Difference(key, *sides))
     return list(differences.values())
 
 
@@ -103,6 +106,10 @@ def _stable(lines: config.Lines) -> Counter[tuple[str, str]]:
 def _values(lines: Counter[tuple[str, str]], name: str) -> str | None:
     values = sorted(value for key, value in lines.elements() if key == name)
     return "; ".join(values)[:_LONGEST] if values else None
+
+
+def _size(text: str | None) -> str | None:
+    return format_exactly(int(text)) if text is not None and text.isdecimal() else text
 
 
 class Alterations:
