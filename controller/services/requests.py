@@ -85,12 +85,16 @@ class RecoverBody(Body, frozen=True):
 
 
 class UpdateBody(Body, frozen=True):
-    """PUT /1.0/vz/<id>: what GET gave, changed. `status` is ignored; what cannot be written must be as GET gives it."""
+    """PUT /1.0/vz/<id>: what GET gave, changed.
+
+    `status` and `drift` are ignored; what cannot be written must be as GET gives it.
+    """
 
     config: Config
     hostname: Text | UnsetType = UNSET
     description: Text | UnsetType = UNSET
     status: Any = UNSET
+    drift: Any = UNSET
     id: Any = UNSET
     node: Any = UNSET
     created_at: Any = UNSET

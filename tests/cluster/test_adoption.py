@@ -182,3 +182,19 @@ async def test_what_a_move_left_behind_can_be_adopted_under_its_old_id(fleet: Cl
     assert (await fleet.show(container))["node"] == nodes[0]
     for node in nodes:
         await fleet.stop_agent(node)
+
+
+async def test_what_a_failed_creation_left_can_be_adopted(fleet: Cluster, host: tuple[str, FakeDriver]) -> None:
+    node, driver = host
+    container = name()
+    faults = [
+        {"command": "container.create", "container": container, "when": "after"},
+        {"command": "container.delete", "container": container},
+    ]
+    with scripted(fleet, node, faults=faults):
+        await fleet.operation("POST", f"/1.0/vz/{container}", {"source": {"type": "none"}, "node": node})
+    assert (await fleet.show(container))["status"]["status"] == "Error"
+    await fleet.done("POST", f"/1.0/vz/{container}", {**ADOPT, "node": node})
+    assert (await fleet.show(container))["status"]["status"] == "Stopped"
+    await shown(fleet, container)
+    assert driver._node.find(container).before is None

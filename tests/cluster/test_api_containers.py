@@ -16,7 +16,7 @@ from tests.helpers.cluster import BUSYBOX, Cluster, until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SIZE = re.compile(r"(0|[1-9]\d{0,2})(\.\d?[1-9])?(B|kB|MB|GB|TB)")
 PERCENT = re.compile(r"(0|[1-9]\d*)(\.\d?[1-9])?%")
-FIELDS = {"id", "hostname", "node", "description", "config", "image", "created_at", "status"}
+FIELDS = {"id", "hostname", "node", "description", "config", "image", "created_at", "status", "drift"}
 MACHINE = {"disk_space", "disk_usage", "memory", "free_memory", "cpu_load", "ip_address"}
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

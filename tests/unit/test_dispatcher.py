@@ -356,6 +356,9 @@ async def test_the_result_of_an_operation_that_is_over_is_acknowledged(world: Wo
     world.passes(1)
     assert world.take(ResultAcknowledged) == [ResultAcknowledged(("ended/1/do",))]
     assert world.dispatcher.drops.counts["result nobody waits for"] == 1
+    world.over.add("runs/1/do")
+    world.passes(2)
+    assert world.take(ResultAcknowledged) == [ResultAcknowledged(("runs/1/do",))]
 
 
 async def test_a_full_queue_delays_a_command(world: World) -> None:

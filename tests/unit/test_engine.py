@@ -15,7 +15,7 @@ from msgspec import structs
 
 from common.clock import timestamp
 from common.commands import CreateContainer, DeleteContainer, ReceiveContainer, StartContainer, StopContainer
-from common.errors import Conflict, DriverFailed, NoPlacement, NoSpace, NotFound, Unavailable
+from common.errors import Cancelled, Conflict, DriverFailed, NoPlacement, NoSpace, NotFound, Unavailable
 from common.reports import ContainerReport, ContainerSpec
 from common.states import NodeStatus, Status
 from controller.operations import execution as execution_module
@@ -78,6 +78,13 @@ async def test_a_command_is_given_up_when_its_operation_is_cancelled_or_late(cor
     late = await ended(core, operation)
     assert late.status is Status.FAILURE and late.error is not None and late.error.code == "deadline-passed"
     assert len(core.there.abandoned) == 2
+
+
+async def test_what_a_node_gives_up_unasked_is_a_failure_and_no_cancel(core: Core) -> None:
+    core.there.refusals[StartContainer] = Cancelled("the other end was lost")
+    over = await ended(core, await ACCEPT["container.start"](core))
+    assert over.status is Status.FAILURE
+    assert over.error is not None and over.error.code == "unavailable"
 
 
 async def test_what_waits_for_a_lost_node_is_abandoned_and_undone_elsewhere(core: Core) -> None:
