@@ -108,17 +108,12 @@ class Execution:
         kind = self._kind
         state = State.of(self.operation)
         context = self._context
-        behind = False
         while (decision := machine.decide(kind.shape, state)).act is not Act.END:
             step = kind.steps[decision.step]
             context.place, context.step = f"{step.name}/{decision.act}", decision.step
             context.again = self._unseen
             # On the way back, or behind the point of no return, nobody is helped by a refusal.
             context.patient = decision.act is Act.UNDO or 0 < kind.shape.no_return <= decision.step
-            if behind and decision.act is Act.DO and step.undo is not None:
-                # A resumed operation that is cancelled or late goes back from where its row says that it stands.
-                await self._record(context, None, state, None, over=False)
-                behind = False
             self._reach(f"{kind.name}/{context.place}/begin")
             if decision.act is Act.DO:
                 state, output = await self._do(context, step, state)
@@ -128,12 +123,10 @@ class Execution:
             over = machine.decide(kind.shape, state).act is Act.END
             if over or state.undoing or output is not None or step.write is not None or context.answered:
                 await self._record(context, step, state, output, over)
-                behind = False
             else:
                 # It found nothing to do, and would find that again after a restart: no commit for it.
                 self._show(msgspec.structs.replace(self.operation, position=state.position))
                 context.operation = self.operation
-                behind = True
             self._reach(f"{kind.name}/{context.place}/done")
             if self.operation.status.final:
                 break

@@ -94,11 +94,17 @@ def test_what_an_operation_does_is_its_own_event(core: Core, listener: Happening
     assert notes.noted == []
 
 
-def test_another_node_and_another_generation_say_nothing(core: Core, listener: Happenings, notes: Notes) -> None:
+def test_another_node_says_nothing(core: Core, listener: Happenings, notes: Notes) -> None:
     listener.state_changed("n2", changed(core, "c", Status.STOPPED))
-    older = replace(report(core, "c", Status.STOPPED), generation=99)
-    listener.state_changed("n1", StateChanged(older, False))
     assert notes.noted == []
+
+
+def test_another_generation_stands_in_place_of_what_has_vanished(
+    core: Core, listener: Happenings, notes: Notes
+) -> None:
+    other = replace(report(core, "c", Status.STOPPED), generation=99)
+    listener.state_changed("n1", StateChanged(other, False))
+    assert notes.noted == [("container-vanished", "/1.0/vz/c")]
 
 
 async def test_what_changed_out_of_reach_is_told_when_the_node_is_back(
