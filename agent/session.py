@@ -186,8 +186,8 @@ class Session:
                     inventory = await self._handler.inventory()
             except TimeoutError:
                 raise LinkLost(f"the inventory took more than {INVENTORY_TIMEOUT:g} s") from None
-            except VzfleetError as error:
-                raise LinkLost(f"the inventory cannot be taken: {error.text}") from None
+            except (VzfleetError, OSError) as error:
+                raise LinkLost(f"the inventory cannot be taken: {error}") from None
             self._outbox.release(inventory)
             await asyncio.sleep(INVENTORY_EVERY)
 

@@ -74,3 +74,11 @@ class ManualClock:
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds, as the REST API prints times."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def timestamp_of(seconds: float) -> str | None:
+    """`timestamp` of seconds since 1970; None for what is in no calendar, which a node may claim all the same."""
+    try:
+        return timestamp(datetime.fromtimestamp(seconds, UTC))
+    except (OverflowError, ValueError, OSError):
+        return None

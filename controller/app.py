@@ -132,6 +132,24 @@ class App:
             await self.reconciliation.end_unfinished()
         await self.identities.open()
         epoch = await self.store.write(lambda transaction: counters.advance(transaction, "epoch"))
+        self._make_link(key, epoch)
+        services = self._services(tls, key)
+        await self.nodes.restore_figures()
+        for name, node in self.fleet.nodes.items():
+            self.dispatcher.enrol(name, node.record.public_key)
+        self.fencing.begin(self.dispatcher)
+        self.dispatcher.start()
+        if not self.reconciliation.kept:
+            await services.images.sweep()
+        await self.engine.resume()
+        self._serve(services, tls)
+        self._tasks.start(self._save_figures(), "figures")
+        self._tasks.start(self._prune(), "prune")
+        log.info("controller started", extra={"port": self.port, "epoch": epoch, "nodes": len(self.fleet.nodes)})
+
+    def _make_link(self, key: keys.KeyPair, epoch: int) -> None:
+        """The dispatcher; witnesses, fencing, happenings and nodes, one around the other, hear what nodes report."""
+        settings = self.settings
         happenings = Happenings(self.nodes, self.fleet, self.events)
         self.fencing = Fencing(happenings, self.store, self.fleet, self._clock)
         self.witnesses = Witnesses(
@@ -152,19 +170,6 @@ class App:
             over=self._over,
             witness=self.witnesses,
         )
-        services = self._services(tls, key)
-        await self.nodes.restore_figures()
-        for name, node in self.fleet.nodes.items():
-            self.dispatcher.enrol(name, node.record.public_key)
-        self.fencing.begin(self.dispatcher)
-        self.dispatcher.start()
-        if not self.reconciliation.kept:
-            await services.images.sweep()
-        await self.engine.resume()
-        self._serve(services, tls)
-        self._tasks.start(self._save_figures(), "figures")
-        self._tasks.start(self._prune(), "prune")
-        log.info("controller started", extra={"port": self.port, "epoch": epoch, "nodes": len(self.fleet.nodes)})
 
     def _services(self, tls: certificates.Certificates, key: keys.KeyPair) -> Services:
         relay = Relay()

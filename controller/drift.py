@@ -15,8 +15,8 @@ from common.states import Status
 from controller.records import Container, Phase, Power
 
 PRESENT, ABSENT = "present", "absent"
-MOST_ALTERED = 100
-"""What an agent says is shown: a bounded number of it."""
+MOST = 100
+"""Differences of a container that are shown: what its node says may be any number of them."""
 _STATUS = {Power.RUNNING: Status.RUNNING, Power.STOPPED: Status.STOPPED, Power.FROZEN: Status.FROZEN}
 
 
@@ -48,7 +48,8 @@ def find(
     found = [Drift("node", record.node, elsewhere)] if elsewhere is not None else []
     if report is None:
         return (Drift("existence", PRESENT, ABSENT), *found)
-    return (*_status(record, report), *found, *_definition(record, report), *_snapshots(snapshots, report))
+    every = (*_status(record, report), *found, *_definition(record, report), *_snapshots(snapshots, report))
+    return every[:MOST]
 
 
 def _status(record: Container, report: ContainerReport) -> list[Drift]:
@@ -79,7 +80,7 @@ def _definition(record: Container, report: ContainerReport) -> list[Drift]:
             expected, there = record.config.get(key), report.config.get(key)
             if expected != there:
                 found[f"config.{key}"] = Drift(f"config.{key}", expected, there)
-    for altered in report.altered[:MOST_ALTERED]:
+    for altered in report.altered[:MOST]:
         own = altered.key.startswith("lxc.")
         field = altered.key if own else f"config.{altered.key}"
         expected = altered.expected if own else record.config.get(altered.key)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from common.states import NodeStatus
 from common.units import format_size
 
-REACHABLE = (NodeStatus.ONLINE, NodeStatus.SUSPECT)
+TAKES_CONTAINERS = (NodeStatus.ONLINE, NodeStatus.SUSPECT)
 
 
 class NodeState(Struct, frozen=True):
@@ -85,7 +85,7 @@ def place(nodes: list[NodeState], wanted: Wanted, policy: Policy) -> Placement:
 def _refusal(node: NodeState, wanted: Wanted, policy: Policy) -> str | None:
     if wanted.node is not None and node.name != wanted.node:
         return f"the request names node {wanted.node}"
-    if node.status not in REACHABLE:
+    if node.status not in TAKES_CONTAINERS:
         return f"the node is {node.status}"
     if node.taken:
         return "an unmanaged container has that id there"

@@ -30,9 +30,9 @@ class ContainerV1(ContainerCgroup):
     """A container's directory in each hierarchy; `bases` maps a controller to the directory where ours begin."""
 
     def __init__(self, bases: Mapping[str, Path], others: tuple[Path, ...], relative: str) -> None:
-        self._directories = {controller: base / relative for controller, base in bases.items()}
-        self._others = tuple(base / relative for base in others)
-        self._parents = {controller: path.parent for controller, path in self._directories.items()}
+        self._bases = bases
+        self._others = others
+        self._relative = relative
         files = {
             "usage": self._file("memory", "memory.usage_in_bytes"),
             "limit": self._file("memory", "memory.limit_in_bytes"),
@@ -41,11 +41,11 @@ class ContainerV1(ContainerCgroup):
             "cpu": self._file("cpuacct", "cpuacct.usage"),
             "processes": self._file("pids", "pids.current"),
         }
-        # Texts, not Path objects: these are opened at every sample.
+        # Texts, not Path objects, which take ten times the memory: these are opened at every sample.
         self._paths = {name: str(path) for name, path in files.items()}
 
     def directories(self) -> list[Path]:
-        return sorted({*self._directories.values(), *self._others})
+        return sorted({base / self._relative for base in (*self._bases.values(), *self._others)})
 
     def figures(self) -> Figures:
         stat = read_keys(self._paths["stat"])
@@ -100,9 +100,9 @@ class ContainerV1(ContainerCgroup):
         return read_number(self._paths["cpu"])
 
     def frozen(self) -> bool:
-        outer = self._directories.get("freezer")
-        if outer is None:
+        if "freezer" not in self._bases:
             return False
+        outer = self._bases["freezer"] / self._relative
         states = (read_text(path) for path in (outer / "freezer.state", *outer.glob("*/freezer.state")))
         return any((state or "").strip() == "FROZEN" for state in states)
 
@@ -130,7 +130,8 @@ class ContainerV1(ContainerCgroup):
     def set_cpus(self, cpus: list[int] | None) -> None:
         outer = self._file("cpuset", "cpuset.cpus")
         old = set(parse_cpus(read_text(outer) or ""))
-        new = set(cpus if cpus is not None else parse_cpus(read_text(self._parents["cpuset"] / "cpuset.cpus") or ""))
+        above = read_text(outer.parent.parent / "cpuset.cpus")
+        new = set(cpus if cpus is not None else parse_cpus(above or ""))
         # Version 1 demands a subset of the parent at every moment: grow from the top, then shrink from the bottom.
         below = [cgroup / "cpuset.cpus" for cgroup in walk(outer.parent)]
         pinned = {file: set(parse_cpus(read_text(file) or "")) for file in below}
@@ -158,9 +159,10 @@ class ContainerV1(ContainerCgroup):
             write_text(quota, str(allowance.quota_us))
 
     def _file(self, controller: str, name: str) -> Path:
-        directory = self._directories.get(controller)
         # A controller that is not mounted shows as a file that is not there.
-        return (directory if directory is not None else Path("/sys/fs/cgroup") / controller / "not-mounted") / name
+        if controller not in self._bases:
+            return Path("/sys/fs/cgroup") / controller / "not-mounted" / name
+        return self._bases[controller] / self._relative / name
 
 
 def _reclaimable(stat: Mapping[str, int]) -> int | None:

@@ -41,6 +41,7 @@ class Events(Handler, WebSocketHandler):
     max_message_size = MAX_MESSAGE
     _subscription: Subscription | None = None
     _sender: asyncio.Task[None] | None = None
+    _check: asyncio.Task[None] | None = None
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         headers = self.request.headers
@@ -115,7 +116,8 @@ class Events(Handler, WebSocketHandler):
 
     def on_pong(self, _data: bytes) -> None:
         """Look whether its token is still good, as often as it says that it is there."""
-        self.services.events.tasks.start(self._check_token(), self.request_id)
+        if self._check is None or self._check.done():  # a client may send as many as it likes
+            self._check = self.services.events.tasks.start(self._check_token(), self.request_id)
 
     async def _check_token(self) -> None:
         try:

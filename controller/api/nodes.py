@@ -46,7 +46,7 @@ class NodeState(Handler):
     """POST: drain, restore or fence a node."""
 
     rights = {"POST": Right.ADMIN}
-    # Fencing a node ends the wait for its inventory; the others are refused below.
+    # Fencing a node ends the wait for its inventory, and a preview does nothing; the others are refused below.
     while_reconciling = True
 
     async def post(self, name: str) -> None:
@@ -55,7 +55,8 @@ class NodeState(Handler):
         if body.action == "fence":
             await self.answer_write(await self.services.fencing.fence(self.known, name, body))
             return
-        self.services.reconciliation.check()
+        if not body.preview:
+            self.services.reconciliation.check()
         drains = self.services.drains
         answer = await (drains.restore if body.action == "restore" else drains.drain)(self.known, name, body)
         if isinstance(answer, Operation):

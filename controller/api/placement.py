@@ -12,6 +12,7 @@ class Placement(Handler):
     """POST."""
 
     rights = {"POST": Right.READ}
+    while_reconciling = True  # it does nothing
 
     async def post(self) -> None:
         body = self.body(PlacementBody)

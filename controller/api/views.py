@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import orjson
 from msgspec import to_builtins
 
-from common.clock import timestamp
+from common.clock import timestamp_of
 from common.options import parse_config
 from common.reports import ContainerReport, ContainerSample, Interface
 from common.states import CONTAINER_STATES, Status
@@ -23,7 +23,7 @@ RUNNING = (Status.RUNNING, Status.FROZEN)
 
 
 def _time(seconds: float | None) -> str | None:
-    return None if seconds is None else timestamp(datetime.fromtimestamp(seconds, UTC))
+    return None if seconds is None else timestamp_of(seconds)
 
 
 # ---------------------------------------------------------------- containers

@@ -10,7 +10,8 @@ from common.messages import FromAgent
 
 PATIENCE = 2.0
 """Seconds for which a missing message is waited for. None is ever lost in a session, but one may be unreadable."""
-MOST = 1000
+MOST = 100
+"""Messages that are held for a missing one; each may take a megabyte, and agents choose their numbers."""
 
 
 class Arrivals:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from common.clock import timestamp
+from common.clock import timestamp_of
 from common.commands import AdoptContainer, SettleAdoption
 from common.errors import Internal, VzfleetError
 from common.names import CONTAINER_ID
@@ -76,7 +75,7 @@ def _adopted(transaction: Transaction, operation: Operation) -> None:
     power = POWER_OF.get(found["status"])
     rows.rows.replace(transaction, msgspec.structs.replace(record, phase=Phase.READY, operation=None, power=power))
     for name, created_at in found["snapshots"]:
-        at = timestamp(datetime.fromtimestamp(created_at, UTC))
+        at = timestamp_of(created_at) or record.created_at
         rows.add_snapshot(transaction, Snapshot(record.id, name, at, record.config))
 
 

@@ -123,6 +123,8 @@ async def one(evacuation: Evacuation, operation: Operation, container: str, acco
                 account.leave(container, error.text)
             else:
                 await evacuation.ended(str(error.details["operation"]).rpartition("/")[2])
+                if container not in await evacuation.waiting(operation):
+                    return  # the other operation has done it
         except VzfleetError as error:
             account.leave(container, error.text)
             return

@@ -16,12 +16,10 @@ from controller.records import Container, Operation, Phase
 from controller.services.caller import Caller
 from controller.services.containers import Containers, check_description, free_address, wanted_of
 from controller.services.requests import CreateBody
+from controller.services.witnesses import MOST_AHEAD
 from controller.store import containers as rows
 from controller.store import counters
 from controller.store.db import Transaction
-
-MOST_AHEAD = 1_000_000
-"""By how much a generation may be ahead: what claims more is not believed."""
 
 
 class Adoptions:

@@ -71,7 +71,7 @@ class Drains:
         tasks = () if body.mode == "skip" else tuple(await self._plans.restore(name))
         if body.preview:
             return [self._shown(task) for task in tasks]
-        if tasks:
+        if tasks or live.fence:  # one that comes back is first rid of what runs elsewhere by now
             self._containers.nodes.require_reachable(name)
 
         def prepare(transaction: Transaction) -> Operation:

@@ -53,6 +53,8 @@ class Fencing:
         self._fleet = fleet
         self._clock = clock
         self._tasks = Tasks("fencing")
+        self._stopping: dict[tuple[str, str], ContainerReport] = {}
+        """By (node, container): what was told last of a stray that is being stopped. One stop at a time."""
 
     def begin(self, dispatcher: Dispatcher) -> None:
         """Use this dispatcher, which has the nodes enrolled; those that are fenced get no commands."""
@@ -171,8 +173,12 @@ class Fencing:
     def state_changed(self, node: str, change: StateChanged) -> None:
         """A container changed by itself or by hand; one that runs elsewhere is stopped."""
         self._listener.state_changed(node, change)
+        stray = (node, change.container.id)
         if not change.removed and self._strays(node, [change.container]):
-            self._tasks.start(self._stop_alone(node, change.container), f"stray {change.container.id}")
+            begins = stray not in self._stopping
+            self._stopping[stray] = change.container
+            if begins:
+                self._tasks.start(self._stop_alone(*stray), f"stray {change.container.id}")
 
     def node_status(self, node: str, status: NodeStatus, reason: str) -> None:
         """The node became reachable or not."""
@@ -215,11 +221,17 @@ class Fencing:
             raise
         live.returning = ""
 
-    async def _stop_alone(self, node: str, report: ContainerReport) -> None:
+    async def _stop_alone(self, node: str, container: str) -> None:
+        told: ContainerReport | None = None
         try:
-            await self._stop_all(node, [report])
+            # It may have been started again meanwhile.
+            while (newest := self._stopping[node, container]) is not told:
+                told = newest
+                await self._stop_all(node, [told])
         except VzfleetError as error:
-            log.error("a container runs twice", extra={"node": node, "container": report.id, "reason": error.text})
+            log.error("a container runs twice", extra={"node": node, "container": container, "reason": error.text})
+        finally:
+            del self._stopping[node, container]
 
     async def _stop(self, node: str, report: ContainerReport, generation: int) -> None:
         # A new id each time: a failure of before must not be answered from the agent's journal.

@@ -52,6 +52,8 @@ class Witnesses:
         self._events = events
         self._raised = raised
         self._generation = 0
+        self._doubted = 0
+        """The highest commit that an agent has seen and this database never had: said once, not at each HELLO."""
         self._claims: dict[str, int] = {}
         self._raising = False
         self._strays: set[str] = set()
@@ -79,22 +81,27 @@ class Witnesses:
                 self._raising = True
                 self._tasks.start(self._raise_epoch(hello.epoch), "raise the epoch")
             return "the controller's epoch is being raised above what the agent has seen"
-        if hello.commit > self.commit:
-            self._doubt(node, f"node {node} has seen commit {hello.commit}, the database ends at {self.commit}")
+        evidence = f"node {node} has seen commit {hello.commit}, the database ends at {self.commit}"
+        if hello.commit > max(self.commit, self._doubted) and self._doubt(node, evidence):
+            self._doubted = hello.commit
         return None
 
-    def _doubt(self, node: str, evidence: str) -> None:
+    def _doubt(self, node: str, evidence: str) -> bool:
+        """Accept no writes for now, and say why; False when the evidence does not count."""
         live = self._fleet.nodes.get(node)
-        if self._reconciliation.begun is not None or live is None or live.record.facts is None:
+        if self._reconciliation.begun is not None:
+            return True
+        if live is None or live.record.facts is None:
             # A node that has just joined may have seen another controller.
-            return
+            return False
         reason = f"the database is older than what the nodes have seen: {evidence}"
         try:
             self._reconciliation.begin(reason)
         except OSError as error:
             log.error("the reconcile-only mode cannot be kept", extra={"reason": str(error)})
-            return
+            return False
         self._events.note(RESTORED, "/1.0", node=node, details={"reason": reason})
+        return True
 
     async def _raise_epoch(self, seen: int) -> None:
         try:

@@ -99,7 +99,7 @@ def _check(source: Path) -> str:
             revision = str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
     except (sqlite3.Error, TypeError) as error:
         raise Unavailable(f"{source} is no backup, or a damaged one: {error}") from None
-    schema.check_known(revision, None)
+    schema.check_known(revision)
     return revision
 
 

@@ -28,7 +28,7 @@ def upgrade(url: str, revision: str = "head") -> None:
     if current == wanted:
         return
     if current is not None:
-        check_known(current, wanted)
+        check_known(current)
         _copy_before_upgrade(url, current)
     engine = make_engine(url, writer=True)
     if engine.dialect.name == "sqlite":
@@ -50,7 +50,7 @@ def check(url: str) -> None:
     if current is None:
         raise Conflict("the database is empty: run 'python -m controller init' first")
     if current != wanted:
-        check_known(current, wanted)
+        check_known(current)
         raise Conflict(
             f"the database is at schema {current}, this version needs {wanted}: run 'python -m controller upgrade-db'"
         )
@@ -72,12 +72,14 @@ def revisions(url: str) -> tuple[str | None, str | None]:
         engine.dispose()
 
 
-def check_known(current: str, wanted: str | None) -> None:
-    known = {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
+def check_known(current: str) -> None:
+    """Raise Conflict for a schema of another, newer version."""
+    scripts = ScriptDirectory(str(_MIGRATIONS))
+    known = {script.revision for script in scripts.walk_revisions()}
     if current not in known:
         raise Conflict(
-            f"the database is at schema {current}, of which this version (schema {wanted}) knows nothing: "
-            "run the version of vzfleet that wrote it, or a newer one"
+            f"the database is at schema {current}, of which this version (schema {scripts.get_current_head()}) knows "
+            "nothing: run the version of vzfleet that wrote it, or a newer one"
         )
 
 

@@ -183,6 +183,17 @@ async def test_a_drain_waits_for_a_container_that_is_busy(two: Cluster) -> None:
     assert await status(two, container) == ("node2", "Running") and hosts(two, container) == ["node2"]
 
 
+async def test_what_another_operation_stops_meanwhile_is_no_failure_of_the_drain(two: Cluster) -> None:
+    container = await make(two, start=True, node="node1")
+    with scripted(two, "node1", delays={"container.stop": 1.0}):
+        answer = await two.call("PUT", f"/1.0/vz/{container}/state", {"action": "stop", "force": True}, 202)
+        ended = await drain(two, "node1", mode="stop")
+    assert ended["status"] == "Success", ended
+    assert ended["metadata"]["done"] == [] and ended["metadata"]["left"] == []
+    assert (await two.call("GET", answer["operation"]))["metadata"]["status"] == "Success"
+    assert await status(two, container) == ("node1", "Stopped")
+
+
 async def test_a_drain_goes_on_after_a_restart_of_the_controller(two: Cluster) -> None:
     containers = [await make(two, start=True, node="node1") for _ in range(3)]
     with scripted(two, "node1", delays={"container.stop": 0.7}):

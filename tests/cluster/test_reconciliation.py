@@ -77,6 +77,9 @@ async def test_a_backup_put_back_meets_what_the_nodes_have(fleet: Cluster, tmp_p
     assert refusal["metadata"] == {"code": "unavailable"} and "node2" in refusal["error"]
     for method, path in (("DELETE", f"/1.0/vz/{kept}"), ("PUT", f"/1.0/vz/{kept}"), ("POST", "/1.0/nodes")):
         await fleet.refused(method, path, {}, 503)
+    await fleet.call("POST", "/1.0/placement", {}, 200)
+    await fleet.refused("POST", "/1.0/nodes/node1/state", {"action": "drain"}, 503)
+    await fleet.call("POST", "/1.0/nodes/node1/state", {"action": "drain", "preview": True}, 200)
     assert (await fleet.show(kept))["status"]["status"] == "Running"
     for container in made:
         assert container in await unmanaged(fleet, "node1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -115,6 +116,15 @@ async def test_a_configuration_file_edited_by_hand(node: Node) -> None:
     assert await differences(node) == {} and "lxc.hook" not in file.read_text()
 
 
+async def test_a_configuration_file_removed_by_hand(node: Node) -> None:
+    await node.running("101")
+    file = node.config.state / "lxc/101/config"
+    file.unlink()
+    await heard(node, Difference("lxc.config", "present", "absent"))
+    await node.driver.update(node.spec("101"))
+    assert await differences(node) == {} and file.exists()
+
+
 async def test_a_container_stopped_by_hand_is_told(node: Node) -> None:
     await node.running("101")
     lxc(node, "lxc-stop", "-k")
@@ -164,6 +174,17 @@ async def test_one_made_by_hand_is_adopted(node: Node, tmp_path: Path) -> None:
     assert [each.generation for each in await node.driver.containers()] == [7]
     await node.driver.delete("byhand", force=True)
     assert await node.driver.containers() == []
+
+
+async def test_device_nodes_of_one_made_by_hand_are_left_out(node: Node, tmp_path: Path) -> None:
+    """debootstrap makes them; nobody can where an id map holds, and LXC makes /dev anew at each start."""
+    directory = foreign(node, tmp_path)
+    (directory / "rootfs/dev").mkdir(exist_ok=True)
+    os.mknod(directory / "rootfs/dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    await node.driver.adopt(node.spec("byhand", generation=7), 0)
+    assert list((node.rootfs("byhand") / "dev").iterdir()) == []
+    await node.driver.settle_adoption("byhand", keep=True)
+    await node.driver.delete("byhand", force=True)
 
 
 async def test_one_made_by_hand_is_given_back_as_it_was(node: Node, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from agent.drivers.lxc import commands, strangers
+from common.errors import DriverFailed, NotFound
 from common.states import Status
 from tests.lxc.conftest import Node, until
 from tests.lxc.test_lxc_lifecycle import by_hand, interfaces
@@ -65,6 +67,24 @@ async def test_what_is_left_behind_can_be_destroyed_by_hand_and_made_anew(node: 
     await node.driver.create(node.spec(generation=2), node.image)
     await node.driver.start("101")
     assert [report.generation for report in await node.driver.containers()] == [2]
+
+
+async def test_a_container_whose_files_were_removed_by_hand_has_no_snapshot_taken(node: Node) -> None:
+    await node.driver.create(node.spec(), node.image)
+    await node.driver.create_snapshot("101", "good")
+    shutil.rmtree(node.rootfs())
+    with pytest.raises(DriverFailed, match="the files of container 101 are missing"):
+        await node.driver.create_snapshot("101", "empty")
+    assert [snapshot.name for snapshot in (await node.driver.inspect("101")).snapshots] == ["good"]
+    await node.driver.restore_snapshot("101", "good")
+    await node.driver.start("101")
+
+
+async def test_a_change_of_a_container_that_was_just_removed_by_hand_says_so(node: Node) -> None:
+    await node.driver.create(node.spec(), node.image)
+    shutil.rmtree(node.config.state / "lxc/101")
+    with pytest.raises(NotFound, match="container 101 is not on this node"):
+        await node.driver.update(node.spec(limits__memory="64MiB"))
 
 
 async def test_a_bridge_removed_by_hand_is_back_at_the_next_start(node: Node) -> None:

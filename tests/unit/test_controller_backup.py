@@ -156,7 +156,7 @@ def test_a_backup_of_an_older_version_is_brought_up_and_of_a_newer_one_refused(s
     database.execute("UPDATE alembic_version SET version_num = '9999'")
     database.commit()
     database.close()
-    with pytest.raises(Conflict, match="9999"):
+    with pytest.raises(Conflict, match=r"9999, of which this version \(schema 0\d+\)"):
         backup.restore(f"sqlite:///{state / 'controller.db'}", older)
 
 

@@ -18,7 +18,7 @@ from common.reports import ContainerReport, Difference, SnapshotReport
 from common.states import NodeStatus, Status
 from common.units import format_exactly, parse_size
 from controller import deviations, drift
-from controller.drift import MOST_ALTERED, Drift
+from controller.drift import MOST, Drift
 from controller.fleet import Fleet
 from controller.records import Change, Container, Node, Phase, Power
 from controller.services.notices import Notices
@@ -115,7 +115,11 @@ def test_what_differs(changes: dict[str, Any], reported: dict[str, Any], expecte
 
 def test_what_an_agent_says_is_bounded() -> None:
     many = tuple(Difference(f"k{number}", None, "x") for number in range(10_000))
-    assert len(drift.find(row(), report(altered=many))) == MOST_ALTERED
+    assert len(drift.find(row(), report(altered=many))) == MOST
+    snapshots = tuple(SnapshotReport(f"s{number}", 0.0) for number in range(10_000))
+    assert len(drift.find(row(), report(snapshots=snapshots))) == MOST
+    config = {f"user.k{number}": "x" for number in range(10_000)}
+    assert len(drift.find(row(), report(config=config))) == MOST
 
 
 def test_one_that_is_gone_or_runs_elsewhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import pytest
 
 from common.clock import ManualClock
 from common.errors import Busy
+from common.messages import Outcome, Result, StateChanged
 from common.reports import ContainerReport
 from common.states import NodeStatus, Status
 from controller.fleet import Fleet
@@ -20,7 +22,9 @@ from controller.records import Container, Node, NodeMode, Operation, Phase
 from controller.services.fencing import Fencing
 from controller.services.requests import NodeStateBody
 from controller.store import containers as container_rows
+from tests.helpers.cluster import until
 from tests.helpers.core import CALLER, make_template, open_core
+from tests.helpers.recording_listener import RecordingListener
 
 AT = "2026-01-01T00:00:00.000000Z"
 NODE = Node("n1", "k", AT)
@@ -98,6 +102,32 @@ def test_what_runs_elsewhere_is_to_be_stopped(
     assert fencing._strays("n1", [report]) == ([(report, stopped_by)] if stopped_by is not None else [])
 
 
+async def test_a_stray_that_is_told_of_again_and_again_is_stopped_one_stop_at_a_time() -> None:
+    fleet = Fleet(ManualClock())
+    fleet.load([NODE, msgspec.structs.replace(NODE, name="n2")], [row("n2", 5)], [], [])
+    fencing = Fencing(RecordingListener(), cast(Any, None), fleet, ManualClock())
+    stops: list[asyncio.Future[Result]] = []
+
+    class Dispatch:
+        async def call(self, *_arguments: Any, **_named: Any) -> Result:
+            stops.append(asyncio.get_running_loop().create_future())
+            return await stops[-1]
+
+        def acknowledge(self, *_arguments: Any) -> None:
+            pass
+
+    fencing.dispatcher = cast(Any, Dispatch())
+    for _ in range(100):
+        fencing.state_changed("n1", StateChanged(ContainerReport("c", 4, int(Status.RUNNING))))
+        await asyncio.sleep(0)
+    for ended in range(2):
+        await until(lambda ended=ended: len(stops) == ended + 1, "a stop")
+        stops[ended].set_result(Result("stop", outcome=Outcome()))
+    await until(lambda: not fencing._stopping, "the end of the stops")
+    assert len(stops) == 2, "what was told during the first one may be a start after it"
+    await fencing.close()
+
+
 async def test_a_plan_counts_what_it_has_placed_already(tmp_path: Path, template: Path) -> None:
     core = await open_core(template, tmp_path / "core")
     try:
@@ -125,6 +155,7 @@ class BusyForEver:
 
     def __init__(self) -> None:
         self.waited: list[str] = []
+        self.left = ["c"]
 
     async def begin(self, operation: Operation, container: str) -> Operation:
         raise Busy("c is busy", details={"operation": "/1.0/operations/other"})
@@ -133,9 +164,19 @@ class BusyForEver:
         self.waited.append(operation)
         return cast(Operation, None)
 
+    async def waiting(self, operation: Operation) -> list[str]:
+        return self.left
+
 
 async def test_what_is_busy_again_and_again_is_left() -> None:
     evacuation, account = BusyForEver(), Account()
     await one(cast(Evacuation, evacuation), cast(Operation, None), "c", account)
     assert account.left == [{"container": "c", "reason": "c is busy"}] and account.seen == {"c"}
     assert evacuation.waited == ["other"] * (TRIES - 1)
+
+
+async def test_what_the_other_operation_has_done_meanwhile_is_neither_left_nor_failed() -> None:
+    evacuation, account = BusyForEver(), Account()
+    evacuation.left = []
+    await one(cast(Evacuation, evacuation), cast(Operation, None), "c", account)
+    assert evacuation.waited == ["other"] and account == Account()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
+from common.clock import ManualClock, timestamp_of
 from common.messages import Inventory, Samples
 from common.reports import Address, ContainerReport, ContainerSample, Interface, NodeFacts, NodeSample
 from common.states import NodeStatus, Status
@@ -206,3 +206,10 @@ def test_a_nodes_capacity_and_load() -> None:
     }
     assert view["load"]["load_average"] == [1.0, 2.0, 3.0] and view["load"]["memory_free"] == 8 * GB
     assert (view["status"], view["containers"], view["unmanaged"]) == ("Online", 1, [])
+
+
+def test_a_time_that_is_in_no_calendar_breaks_no_answer() -> None:
+    for seconds in (1e300, -1e300, 1e15):
+        assert timestamp_of(seconds) is None
+        live = LiveContainer(record(), sample=ContainerSample("101", started_at=seconds), sampled_at=0.0)
+        assert state_view(Fleet(ManualClock()), live)["started_at"] is None

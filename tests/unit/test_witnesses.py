@@ -107,6 +107,16 @@ async def test_a_node_that_has_just_joined_may_have_had_another_controller(core:
     assert begun is not None and "n2 has seen commit" in begun.reason
 
 
+async def test_the_same_claim_is_doubted_once(core: Core) -> None:
+    """Commits that are gone stay gone: each new HELLO of the agent would begin the mode anew."""
+    claim = replace(HELLO, commit=core.store.number + 100)
+    assert core.witnesses.objection("n2", claim) is None and core.reconciliation.begun is not None
+    core.reconciliation.end("anna")
+    assert core.witnesses.objection("n2", claim) is None and core.reconciliation.begun is None
+    core.witnesses.objection("n1", replace(claim, commit=claim.commit + 1))
+    assert core.reconciliation.begun is not None
+
+
 async def test_it_ends_with_the_last_inventory_that_is_awaited(core: Core) -> None:
     core.reconciliation.begin("so")
     assert core.reconciliation.awaited == ["n1", "n2"]

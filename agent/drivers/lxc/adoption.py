@@ -17,7 +17,6 @@ from agent.drivers.lxc import archive, commands, config, rootfs
 from agent.drivers.lxc.containers import Containers
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.ids import IdMap
-from agent.drivers.lxc.lifecycle import Lifecycle
 from agent.drivers.lxc.records import RECORD, Record
 from agent.drivers.lxc.update import Updater
 from agent.storage.volumes import finished, remove_tree, sync_directory
@@ -34,9 +33,8 @@ _SUPPORTED = ("dir:", "btrfs:")
 class Adoption:
     """Adopts containers, and gives them back."""
 
-    def __init__(self, host: Host, lifecycle: Lifecycle, containers: Containers, updater: Updater) -> None:
+    def __init__(self, host: Host, containers: Containers, updater: Updater) -> None:
         self._host = host
-        self._lifecycle = lifecycle
         self._containers = containers
         self._updater = updater
 
@@ -101,7 +99,7 @@ class Adoption:
         root, ids = root_of(definition, directory), ids_of(definition)
         privileged = parse_config(spec.config).privileged
         self._containers.check(spec)
-        staging = await self._containers.unpacked(archive.pack(root, ids), privileged)
+        staging = await self._containers.unpacked(archive.pack(root, ids, without_devices=True), privileged)
         record = Record(spec, await asyncio.to_thread(rootfs.halt_signal, staging / "rootfs"))
         await finished(self._rename, directory, self._aside(spec.id))
         try:

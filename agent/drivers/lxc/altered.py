@@ -17,6 +17,7 @@ from agent.cgroups import Limits
 from agent.drivers.lxc import config
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.records import Record
+from common.errors import VzfleetError
 from common.options import Settings
 from common.reports import Difference
 from common.tasks import Tasks
@@ -27,6 +28,8 @@ TICK = 1.0
 """Seconds between two looks at the times of the configuration files."""
 LIMITS_EVERY = 10
 """Ticks between two looks at the limits in force: each takes a handful of files of every running container."""
+FILE = "lxc.config"
+"""The key under which a configuration file that was removed is told."""
 _PAGE = 4096
 _MOST = 50
 _LONGEST = 200
@@ -163,7 +166,10 @@ class Alterations:
         known = self._files.get(record.spec.id)
         if known is not None and known[0] == stamp and known[1] is record:
             return known[2]
-        found = [] if stamp is None or config.is_untouched(file) else self._compare(file, record)
+        if stamp is None:
+            found = [Difference(FILE, "present", "absent")] if file.parent.is_dir() else []
+        else:
+            found = [] if config.is_untouched(file) else self._compare(file, record)
         self._files[record.spec.id] = (stamp, record, found)
         return found
 
@@ -195,8 +201,11 @@ class Alterations:
         if record is None or self._busy(container):
             return
         told = self._told.get(container, ())
-        if self.find(record) != told:
-            self._listener(container)
+        try:
+            if self.find(record) != told:
+                self._listener(container)
+        except (VzfleetError, OSError) as error:
+            log.warning("a container cannot be compared", extra={"container": container, "reason": str(error)})
 
 
 def _own(record: Record, key: str) -> str | None:

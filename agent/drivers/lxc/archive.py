@@ -52,10 +52,14 @@ async def _sandboxed(
         await end(process)
 
 
-async def pack(directory: Path, ids: IdMap | None) -> AsyncGenerator[bytes, None]:
-    """The content of a directory as a tar archive; sockets are left out. Raises DriverFailed."""
+async def pack(directory: Path, ids: IdMap | None, *, without_devices: bool = False) -> AsyncGenerator[bytes, None]:
+    """The content of a directory as a tar archive; sockets are left out. Raises DriverFailed.
+
+    `without_devices` leaves out what is below /dev, too: for roots that others made, which may have nodes there.
+    """
     pipes = {"stdin": asyncio.subprocess.DEVNULL, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
-    program = (*_CREATE, "--file=-", ".")
+    left_out = ("--anchored", "--exclude=./dev/*") if without_devices else ()
+    program = (*_CREATE, *left_out, "--file=-", ".")
     async with _sandboxed(ids, directory, "ro", _UNLIMITED, program, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None  # noqa: S101 -- pipes, as asked for
         errors = asyncio.ensure_future(_tail(process.stderr))

@@ -51,7 +51,7 @@ class _Parts:
             lambda container: heard(container, False),
         )
         self.updater = Updater(host, lifecycle, self.containers, self.alterations)
-        self.adoption = Adoption(host, lifecycle, self.containers, self.updater)
+        self.adoption = Adoption(host, self.containers, self.updater)
         self.sampler = ContainerSampler(host.cgroups, clock)
         self.load = NodeLoad()
 

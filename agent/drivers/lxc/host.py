@@ -18,7 +18,7 @@ from agent.drivers.lxc.rootfs import SIGPWR
 from agent.metrics.host import node_memory
 from agent.network import Network
 from agent.storage import Storage
-from common.errors import InvalidRequest
+from common.errors import DriverFailed, InvalidRequest
 
 _INTERFACES = Path("/sys/class/net")
 # LXC hands a script's path to a shell as it is.
@@ -71,6 +71,13 @@ class Host:
     def rootfs(self, container: str) -> Path:
         """A container's root directory."""
         return self.storage.path(f"containers/{container}") / "rootfs"
+
+    def require_files(self, container: str) -> Path:
+        """Its root directory. Raises DriverFailed when it was removed by hand."""
+        root = self.rootfs(container)
+        if not root.is_dir():
+            raise DriverFailed(f"the files of container {container} are missing: {root}")
+        return root
 
     def cgroup_path(self, container: str) -> str:
         """A container's outer cgroup, below the base of each hierarchy."""

@@ -112,9 +112,7 @@ class Lifecycle:
 
     async def _prepare(self, record: Record) -> None:
         host, spec, settings = self._host, record.spec, record.settings
-        root = host.rootfs(spec.id)
-        if not root.is_dir():
-            raise DriverFailed(f"the files of container {spec.id} are missing: {root}")
+        root = host.require_files(spec.id)
         await self._sweep(spec.id)
         if host.storage.disk_limits:
             await host.storage.set_limit(f"containers/{spec.id}", settings.disk)

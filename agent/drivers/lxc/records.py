@@ -130,12 +130,14 @@ class Records:
         sync_directory(self.directory)
 
     async def save(self, record: Record, lines: config.Lines) -> None:
-        """Write a changed record, then its configuration."""
+        """Write a changed record, then its configuration. Raises NotFound when its directory was removed by hand."""
         await finished(self._save, record, lines)
         self._known[record.spec.id] = record
 
     def _save(self, record: Record, lines: config.Lines) -> None:
         config.render(lines)
+        if not self.path(record.spec.id).is_dir():
+            raise NotFound(f"container {record.spec.id} is not on this node")
         if record != self._known.get(record.spec.id):
             _write(self.path(record.spec.id), record)
         config.write(self.path(record.spec.id) / "config", lines)

@@ -49,10 +49,14 @@ class Snapshots:
         return msgspec.json.decode(note.read_bytes(), type=Note).created_at
 
     async def create(self, container: str, snapshot: str) -> None:
-        """Take one. There already is success. Where copying takes time the container must not change meanwhile."""
+        """Take one. There already is success. Where copying takes time the container must not change meanwhile.
+
+        Raises DriverFailed when the container's files were removed by hand: a snapshot of nothing is none.
+        """
         self._host.records.get(container)
         if self._host.storage.path(f"snapshots/{container}/{snapshot}").is_dir():
             return
+        self._host.require_files(container)
         staging = await self._host.storage.clone(f"containers/{container}")
         await self.admit(container, snapshot, self._clock.now().timestamp(), staging)
 

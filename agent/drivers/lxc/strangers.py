@@ -60,8 +60,8 @@ class Strangers:
             await asyncio.sleep(TICK)
             try:
                 await self._look()
-            except VzfleetError as error:
-                log.warning("a container made by hand cannot be looked at", extra={"reason": error.text})
+            except (VzfleetError, OSError) as error:
+                log.warning("a container made by hand cannot be looked at", extra={"reason": str(error)})
 
     async def _look(self) -> None:
         names = self._names()
