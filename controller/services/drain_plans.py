@@ -64,6 +64,8 @@ class DrainPlans:
         record, nodes = live.record, self._containers.nodes
         if record.phase is Phase.FAILED:
             return Task(record.id, record.generation, "leave", name, f"it is not whole: {record.error}")
+        if live.report is None and nodes.require(name).images is not None:
+            return Task(record.id, record.generation, "leave", name, "its node does not have it (drift)")
         states = nodes.states(reserved, hostname_prefix(record.hostname), record.id)
         here = next((state.architecture for state in states if state.name == name), None)
         others = [state for state in states if state.name != name]

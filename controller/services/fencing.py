@@ -27,7 +27,7 @@ from common.tasks import Tasks
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.listener import LinkListener
 from controller.fleet import Fleet
-from controller.live import LiveNode
+from controller.live import LiveContainer, LiveNode
 from controller.records import Node, NodeMode, Operation
 from controller.services.caller import Caller
 from controller.services.requests import NodeStateBody
@@ -138,10 +138,19 @@ class Fencing:
         """All that a node has: it counts as reachable when nothing runs there that belongs elsewhere."""
         answer = self._listener.inventory(node, inventory)
         live = self._fleet.nodes.get(node)
+        self._look_elsewhere(node)
         if live is not None and (self._returns(live) or self._strays(node, inventory.containers)):
             return self._take_back(live, inventory, answer)
         self._is_back(node)
         return answer
+
+    def _look_elsewhere(self, owner: str) -> None:
+        """Now that a node has told what it has, look again at what was let be elsewhere until it did."""
+        for node, live in self._fleet.nodes.items():
+            for unclaimed in live.unclaimed.values():
+                claimed = self._fleet.containers.get(unclaimed.report.id)
+                if claimed is not None and claimed.record.node == owner:
+                    self._judge(node, unclaimed.report)
 
     @staticmethod
     def _returns(node: LiveNode) -> bool:
@@ -173,12 +182,17 @@ class Fencing:
     def state_changed(self, node: str, change: StateChanged) -> None:
         """A container changed by itself or by hand; one that runs elsewhere is stopped."""
         self._listener.state_changed(node, change)
-        stray = (node, change.container.id)
-        if not change.removed and self._strays(node, [change.container]):
+        if not change.removed:
+            self._judge(node, change.container)
+
+    def _judge(self, node: str, report: ContainerReport) -> None:
+        """Stop one that runs where it does not belong; there is one stop at a time for it."""
+        if self._strays(node, [report]):
+            stray = (node, report.id)
             begins = stray not in self._stopping
-            self._stopping[stray] = change.container
+            self._stopping[stray] = report
             if begins:
-                self._tasks.start(self._stop_alone(*stray), f"stray {change.container.id}")
+                self._tasks.start(self._stop_alone(*stray), f"stray {report.id}")
 
     def node_status(self, node: str, status: NodeStatus, reason: str) -> None:
         """The node became reachable or not."""
@@ -191,19 +205,26 @@ class Fencing:
     ) -> list[tuple[ContainerReport, int]]:
         """What runs on a node and belongs to another, with the generation by which to stop it.
 
-        `thorough` finds also what does not run yet: a start may be under way, behind which the stop then waits. The
-        target of a move has a later generation until the row is switched; it is let be while the operation works.
+        `thorough` finds also what does not run yet: a start may be under way, behind which the stop then waits. What
+        has a later generation is let be while an operation works (the target of a move, until the row is switched), and
+        while the row's own node has it not (a move since the backup that was restored).
         """
         found = []
         for report in reports:
             live = self._fleet.containers.get(report.id)
             if live is None or live.record.node == node or report.generation == 0:
                 continue
-            later = report.generation > live.record.generation and live.record.operation is not None
+            later = report.generation > live.record.generation
+            let_be = later and (live.record.operation is not None or self._is_absent(live))
             runs = report.status in (Status.RUNNING, Status.FROZEN)
-            if (runs or (thorough and report.status != Status.ERROR)) and not later:
+            if (runs or (thorough and report.status != Status.ERROR)) and not let_be:
                 found.append((report, max(report.generation, live.record.generation)))
         return found
+
+    def _is_absent(self, container: LiveContainer) -> bool:
+        """Whether the container's own node does not have it, or has not told yet since the controller started."""
+        owner = self._fleet.nodes.get(container.record.node)
+        return owner is not None and (owner.images is None or container.report is None)
 
     async def _stop_all(self, node: str, reports: Iterable[ContainerReport], thorough: bool = False) -> None:
         """Stop what runs elsewhere. Raises why that failed: the agent then has to come again."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 import uuid
 from functools import partial
 
 from common.clock import Clock, timestamp
+from common.errors import InvalidRequest
 from controller.records import Change, Token
 from controller.spool import Spool
 from controller.store import tokens as rows
 from controller.store.db import Database, Transaction
 
 PREFIX = "vzf_"
+_NAME = re.compile(r"[\x20-\x7e]{0,63}[\x21-\x7e]")
 
 
 def hash_token(text: str) -> str:
@@ -23,7 +26,9 @@ def hash_token(text: str) -> str:
 
 
 def new_token(name: str, role: str, clock: Clock) -> tuple[str, Token]:
-    """A new token: its text, shown once, and its row."""
+    """A new token: its text, shown once, and its row. Raises InvalidRequest for a name that cannot be shown."""
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(f"invalid name {name[:64]!r}", field="name", allowed="1-64 printable ASCII characters")
     text = PREFIX + secrets.token_urlsafe(32)
     return text, Token(str(uuid.uuid4()), name, role, hash_token(text), timestamp(clock.now()))
 

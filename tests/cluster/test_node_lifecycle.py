@@ -561,3 +561,12 @@ async def test_a_lost_node_is_fenced_also_while_nothing_else_is_written(two: Clu
     # The last one that was awaited.
     await two.call("POST", "/1.0/nodes/node2/state", OFF, 200)
     await two.done("POST", f"/1.0/vz/{container}", {"recover": True, "source": EMPTY})
+
+
+async def test_what_its_node_does_not_have_is_left_by_a_drain(two: Cluster) -> None:
+    gone = await make(two, node="node1")
+    live = two.app.fleet.containers[gone]
+    live.report = None
+    body = {"action": "drain", "preview": True}
+    [task] = (await two.call("POST", "/1.0/nodes/node1/state", body, 200))["metadata"]
+    assert (task["container"], task["action"]) == (gone, "leave") and "does not have it" in task["reason"]

@@ -99,6 +99,24 @@ async def test_a_backup_put_back_meets_what_the_nodes_have(fleet: Cluster, tmp_p
     assert (await fleet.show(kept))["status"]["status"] == "Running"
 
 
+async def test_what_was_moved_since_the_backup_runs_on_where_it_is(fleet: Cluster, tmp_path: Path) -> None:
+    container = await make(fleet, start=True, node="node1")
+    file = make_backup(fleet, tmp_path / "backup")
+    await fleet.done("POST", f"/1.0/vz/{container}", {"migration": True, "node": "node2"})
+    await restart_with(fleet, file)
+    for node in ("node1", "node2"):
+        await fleet.wait_for_node(node, "Online")
+    await until(lambda: writes_are_accepted(fleet), "all nodes have told")
+    assert container in await unmanaged(fleet, "node2")
+    [found] = [
+        each
+        for each in (await fleet.call("GET", "/1.0/nodes/node2"))["metadata"]["unmanaged_containers"]
+        if each["id"] == container
+    ]
+    assert found["status"] == "Running"
+    assert (await fleet.show(container))["status"]["status"] == "Error"
+
+
 async def test_what_was_under_way_is_ended_and_shown_as_the_nodes_have_it(fleet: Cluster, tmp_path: Path) -> None:
     container, other = name(), name()
     body = {"source": EMPTY, "node": "node1", "start": True}

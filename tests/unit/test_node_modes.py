@@ -97,9 +97,24 @@ def test_what_runs_elsewhere_is_to_be_stopped(
 ) -> None:
     fleet = Fleet(ManualClock())
     fleet.load([NODE, msgspec.structs.replace(NODE, name="n2")], [owner] if owner else [], [], [])
+    if owner is not None:
+        fleet.nodes["n2"].images = {}
+        fleet.containers["c"].report = ContainerReport("c", owner.generation, int(Status.STOPPED))
     fencing = Fencing(cast(Any, None), cast(Any, None), fleet, ManualClock())
     report = ContainerReport("c", generation, int(status))
     assert fencing._strays("n1", [report]) == ([(report, stopped_by)] if stopped_by is not None else [])
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_its_own_node_has_not_is_let_be_where_it_runs(told: bool) -> None:
+    fleet = Fleet(ManualClock())
+    fleet.load([NODE, msgspec.structs.replace(NODE, name="n2")], [row("n2", 5)], [], [])
+    fleet.nodes["n2"].images = {} if told else None
+    fencing = Fencing(cast(Any, None), cast(Any, None), fleet, ManualClock())
+    moved = ContainerReport("c", 6, int(Status.RUNNING))
+    older = ContainerReport("c", 4, int(Status.RUNNING))
+    assert fencing._strays("n1", [moved]) == []
+    assert fencing._strays("n1", [older]) == [(older, 5)]
 
 
 async def test_a_stray_that_is_told_of_again_and_again_is_stopped_one_stop_at_a_time() -> None:

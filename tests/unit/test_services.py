@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from common.clock import ManualClock
 from common.errors import Conflict, InvalidRequest, NoPlacement
 from common.keys import check_public_key, generate
 from common.messages import Inventory, Samples
@@ -17,6 +18,7 @@ from common.reports import ContainerReport, ContainerSample, NodeSample
 from common.states import Status
 from controller.records import Container, Phase
 from controller.services import containers as containers_module
+from controller.services.identities import new_token
 from controller.services.requests import CreateBody, NoSource, PlacementBody, RenameBody, SnapshotBody, UpdateBody
 from controller.store import containers as container_rows
 from controller.store import nodes as node_rows
@@ -147,3 +149,10 @@ def test_a_key_that_is_none_is_refused() -> None:
     for text in ("", "short", "#" * 40, "ü" * 40, " " * 40, key + "00000"):
         with pytest.raises(InvalidRequest):
             check_public_key(text)
+
+
+@pytest.mark.parametrize("bad", ["", " ", "a\nb", "é", "x" * 65])
+def test_a_token_is_named_so_that_it_can_be_shown(bad: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        new_token(bad, "admin", ManualClock())
+    assert refused.value.field == "name"
