@@ -200,7 +200,6 @@ class Lifecycle:
             try:
                 async with asyncio.timeout(_END_TIMEOUT):
                     send(watched.init, signal.SIGKILL)
-                    self._host.moves.expect()
                     freezer.thaw(self._host.cgroup(container))
                     await self._until_stopped(container)
             except TimeoutError:
