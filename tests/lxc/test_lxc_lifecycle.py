@@ -171,13 +171,24 @@ async def test_a_failed_start_says_why_and_leaves_nothing(node: Node) -> None:
     assert "vz" not in interfaces().replace("vztbr0", "")
 
 
-async def test_a_cancelled_start_leaves_nothing(node: Node) -> None:
+async def test_a_cancelled_start_leaves_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     await node.driver.create(node.spec(), node.image)
+    gate = node.config.state / "gate"
+    os.mkfifo(gate)
+    host = node.driver._parts.host
+    lines = host.lines
+    held = ("lxc.hook.start-host", f"/bin/cat {gate}")  # lxc-start waits for it, cgroups and cables made
+    monkeypatch.setattr(host, "lines", lambda record: [*lines(record), held])
     starting = asyncio.ensure_future(node.driver.start("101"))
-    await until(lambda: cgroups_of(node, "101"))
-    starting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await starting
+    try:
+        await until(lambda: cgroups_of(node, "101"))
+        starting.cancel()
+        await asyncio.sleep(0)
+        os.close(os.open(gate, os.O_WRONLY))
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    finally:
+        gate.unlink()
     assert (await node.driver.inspect("101")).status == Status.STOPPED
     assert cgroups_of(node, "101") == []
 
