@@ -84,12 +84,17 @@ class Container(Record, frozen=True):
 
 
 class Snapshot(Record, frozen=True):
-    """A snapshot of a container; it carries the configuration of its moment."""
+    """A snapshot of a container; it carries the configuration of its moment.
+
+    `expires_at`: it is deleted soon after (None: never). `scheduled`: taken by `snapshots.schedule`, by nobody's word.
+    """
 
     container: str
     name: str
     created_at: str
     config: dict[str, str]
+    expires_at: str | None = None
+    scheduled: bool = False
 
 
 class Requestor(Record, frozen=True):
@@ -134,8 +139,21 @@ class Operation(Record, frozen=True):
     ended_at: str | None = None
 
 
+class ImageOrigin(Record, frozen=True):
+    """Where an image came from: `protocol` is `simplestreams` (a server and an alias there) or `direct` (a URL)."""
+
+    protocol: str
+    server: str
+    alias: str = ""
+
+
 class Image(Record, frozen=True):
-    """An image whose file the controller holds. `source` is what it was made from, a key that builders know."""
+    """An image whose file the controller holds. `source` is what it was made from, a key that builders know.
+
+    `rootfs_offset` in bytes: where in the file the root file system's archive begins (LXD's split format is its
+    metadata archive, then that one, and the fingerprint the sha256 of both). `cached`: fetched because a container
+    wanted it, and forgotten when nobody does for long. `origin`: from where it came and is refreshed, None for uploads.
+    """
 
     fingerprint: str
     layout: str
@@ -145,6 +163,13 @@ class Image(Record, frozen=True):
     source: str
     filename: str
     created_at: str
+    rootfs_offset: int = 0
+    public: bool = False
+    auto_update: bool = False
+    cached: bool = False
+    origin: ImageOrigin | None = None
+    expires_at: str | None = None
+    last_used_at: str | None = None
 
 
 class Token(Record, frozen=True):

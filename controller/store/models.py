@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+)
 
 metadata = MetaData()
 
@@ -58,6 +71,8 @@ snapshots = Table(
     Column("name", String(64), primary_key=True),
     Column("created_at", String(32), nullable=False),
     Column("config", JSON, nullable=False),
+    Column("expires_at", String(32)),
+    Column("scheduled", Boolean, nullable=False, server_default=false()),
 )
 
 operations = Table(
@@ -103,6 +118,13 @@ images = Table(
     Column("source", String(255), nullable=False),
     Column("filename", String(255), nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("rootfs_offset", BigInteger, nullable=False, server_default="0"),
+    Column("public", Boolean, nullable=False, server_default=false()),
+    Column("auto_update", Boolean, nullable=False, server_default=false()),
+    Column("cached", Boolean, nullable=False, server_default=false()),
+    Column("origin", JSON),
+    Column("expires_at", String(32)),
+    Column("last_used_at", String(32)),
 )
 
 tokens = Table(
