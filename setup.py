@@ -3,7 +3,9 @@
 from setuptools import find_packages, setup
 
 AGENT = ["pyzmq>=25", "msgpack>=1.0.5", "msgspec>=0.18.6", "psutil>=5.9"]
-CONTROLLER = ["tornado>=6.3", "sqlalchemy>=2.0", "alembic>=1.10", "orjson>=3.8", "cryptography>=42", "pyyaml>=6"]
+CONTROLLER = [
+    "tornado>=6.3", "sqlalchemy>=2.0", "alembic>=1.10", "orjson>=3.8", "cryptography>=42", "pyyaml>=6", "cronsim>=2.6",
+]  # fmt: skip
 POSTGRESQL = ["psycopg[binary]>=3.1"]
 TEST = [
     "pytest>=8", "pytest-asyncio>=0.24", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100",

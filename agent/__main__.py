@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.addresses import check_address
 from agent.app import Agent, only_one
 from agent.config import AgentConfig, load
 from agent.context import CommandFilter
@@ -78,6 +79,19 @@ def _delay(text: str) -> float | None:
     return float(text)
 
 
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: 1 to 65535, or 0 for none")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    try:
+        return check_address(text)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(f"{error.text}: {error.allowed}") from None
+
+
 def _directory(text: str) -> Path:
     return Path(text).absolute()
 
@@ -101,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     joining.add_argument(
         "--autostart-delay", type=_delay, default=120.0, help="seconds without a controller, or 'never' (120)"
     )
+    joining.add_argument("--data-port", type=_port, default=8445, help="for containers' data of other nodes (8445)")
+    joining.add_argument("--address", type=_address, help="where other nodes reach this host (found by its routes)")
     running = commands.add_parser("run", parents=[common], help="run until SIGTERM or SIGINT")
     running.add_argument("--pid-file", type=_directory)
     commands.add_parser("down", parents=[common], help="stop all containers, and what runs for them")
@@ -121,6 +137,8 @@ async def _join(options: argparse.Namespace) -> None:
         subnet=options.subnet,
         cgroup=options.cgroup,
         autostart_delay=options.autostart_delay,
+        data_port=options.data_port,
+        address=options.address,
     )
     joined = await join(options.token, config, SystemClock())
     print(f"this host is node {joined.node} of {joined.api}; start it: python -m agent run --state {joined.state}")

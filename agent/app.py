@@ -10,7 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from agent.addresses import transfer_address
 from agent.autostart import Autostart, BootRecord
+from agent.channel.channels import Channels
 from agent.config import AgentConfig
 from agent.drivers import create_driver
 from agent.drivers.base import Driver
@@ -21,6 +23,7 @@ from agent.identity import Identity, read_identity
 from agent.images import Images
 from agent.journal import Journal
 from agent.link import Link
+from agent.publishing import Publishing
 from agent.sampler import Sampler
 from agent.transfers import Transfers
 from common import codec, instance, keys
@@ -64,9 +67,11 @@ class Agent:
         self._driver = driver or create_driver(config, clock)
         self._client = HttpsClient(config.api, pinned_context((state / "ca.crt").read_text(encoding="ascii")))
         self._images = Images(self._driver, self._client, state / "images")
+        pair = keys.load(state / "agent.key")
+        self._channels = Channels(pair, self._client, config.data_port)
         self._link = Link(
             config.controller,
-            keys.load(state / "agent.key"),
+            pair,
             (state / "controller.pub").read_text(encoding="ascii").strip(),
             identity,
             clock,
@@ -74,8 +79,9 @@ class Agent:
             seen=self._journal.highest,
         )
         self._sampler = Sampler(self._driver, clock, self._link.offer, self._link.connected, config.sample_interval)
-        transfers = Transfers(self._driver, self._client)
-        node = Node(self._driver, self._images, transfers, self._sampler)
+        transfers = Transfers(self._driver, self._channels)
+        publishing = Publishing(self._driver, self._client)
+        node = Node(self._driver, self._images, transfers, publishing, self._sampler)
         self._executor = Executor(node, self._journal, clock, self._link.send, failpoints=failpoints)
         self._autostart = Autostart(
             self._driver,
@@ -110,6 +116,7 @@ class Agent:
 
     async def close(self) -> None:
         """End everything that the agent runs for itself, in the reverse order."""
+        self._channels.leave()
         try:
             async with asyncio.timeout(STOP_WITHIN):
                 await self._executor.close()
@@ -117,6 +124,7 @@ class Agent:
         except TimeoutError:
             log.warning("a command does not let go: the agent stops without waiting for it")
         self._sampler.close()
+        await self._channels.close()
         self._client.close()
         if self._at_end is not None:
             await self._at_end(self._driver)
@@ -133,7 +141,9 @@ class Agent:
 
     async def inventory(self) -> Inventory:
         """All that the node has; without the configurations where they would not fit into a message."""
-        facts = await self._driver.facts()
+        facts = msgspec.structs.replace(
+            await self._driver.facts(), transfer_address=await transfer_address(self._config)
+        )
         containers = tuple(await self._driver.containers())
         inventory = Inventory(facts, containers, tuple(await self._driver.images()))
         try:

@@ -46,6 +46,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds between two samples when no controller said otherwise."""
     autostart_delay: float | None = 120.0
     """Seconds after which containers start without the controller's word; None: never."""
+    data_port: int = 8445
+    """TCP port on which other nodes bring containers' data while a transfer is expected; 0: they come by the relay."""
+    address: str | None = None
+    """Host name or IP address at which other nodes reach this one; None: that of the route to the controller."""
     log_level: str = "info"
 
 

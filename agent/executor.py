@@ -264,7 +264,7 @@ class Executor:
     def _slot(self, command: Command) -> AbstractAsyncContextManager[object | None]:
         if not containers_of(command):
             return nullcontext()  # images wait for each other on their own
-        slow = COMMANDS[type(command.arguments)].timeout is TimeoutClass.SLOW
+        slow = COMMANDS[type(command.arguments)].timeout in (TimeoutClass.SLOW, TimeoutClass.TRANSFER)
         return self._slow if slow else self._quick
 
 

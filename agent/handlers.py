@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from agent.drivers.base import Driver
 from agent.images import Images
 from agent.progress import ProgressReporter
+from agent.publishing import Publishing
 from agent.sampler import Sampler
 from agent.transfers import Transfers
 from common.commands import (
@@ -22,10 +26,13 @@ from common.commands import (
     DeleteContainer,
     DeleteSnapshot,
     DropImage,
+    EndTransfer,
     EnsureImage,
     FreezeContainer,
+    PublishContainer,
     ReceiveContainer,
     RenameContainer,
+    RenameSnapshot,
     RestoreSnapshot,
     SendContainer,
     SettleAdoption,
@@ -45,6 +52,7 @@ class Node:
     driver: Driver
     images: Images
     transfers: Transfers
+    publishing: Publishing
     sampler: Sampler
 
 
@@ -53,11 +61,11 @@ Done = tuple[Outcome, float | None]
 Handler = Callable[[Node, Any, ProgressReporter], Awaitable[Done]]
 
 
-async def _outcome(node: Node, container: str, transferred: int | None = None) -> Done:
+async def _outcome(node: Node, container: str) -> Done:
     """The container as it is now, with figures taken at once."""
     report = await node.driver.inspect(container)
     sampled_at, sample = await node.sampler.take(container)
-    return Outcome(container=report, sample=sample, bytes=transferred), sampled_at if sample is not None else None
+    return Outcome(container=report, sample=sample), sampled_at if sample is not None else None
 
 
 async def _ensure_image(node: Node, arguments: EnsureImage, report: ProgressReporter) -> Done:
@@ -69,13 +77,17 @@ async def _drop_image(node: Node, arguments: DropImage, _report: ProgressReporte
     return Outcome(), None
 
 
+async def _publish(node: Node, arguments: PublishContainer, report: ProgressReporter) -> Done:
+    return Outcome(bytes=await node.publishing.publish(arguments, report)), None
+
+
 async def _create(node: Node, arguments: CreateContainer, _report: ProgressReporter) -> Done:
     await node.driver.create(arguments.spec, arguments.image)
     return await _outcome(node, arguments.spec.id)
 
 
 async def _copy(node: Node, arguments: CopyContainer, _report: ProgressReporter) -> Done:
-    await node.driver.copy(arguments.spec, arguments.source, arguments.snapshot)
+    await node.driver.copy(arguments.spec, arguments.source, arguments.snapshot, arguments.refresh)
     return await _outcome(node, arguments.spec.id)
 
 
@@ -84,8 +96,19 @@ async def _send(node: Node, arguments: SendContainer, report: ProgressReporter) 
 
 
 async def _receive(node: Node, arguments: ReceiveContainer, report: ProgressReporter) -> Done:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     transferred = await node.transfers.receive(arguments, report)
-    return await _outcome(node, arguments.spec.id, transferred)
+    round_ = Outcome(bytes=transferred, seconds=loop.time() - begun)
+    if not arguments.last:
+        return round_, None  # there is no container yet
+    outcome, sampled_at = await _outcome(node, arguments.spec.id)
+    return msgspec.structs.replace(outcome, bytes=round_.bytes, seconds=round_.seconds), sampled_at
+
+
+async def _end_transfer(node: Node, arguments: EndTransfer, _report: ProgressReporter) -> Done:
+    await node.driver.end_transfer(arguments.transfer)
+    return Outcome(), None
 
 
 async def _delete(node: Node, arguments: DeleteContainer, _report: ProgressReporter) -> Done:
@@ -145,6 +168,11 @@ async def _restore_snapshot(node: Node, arguments: RestoreSnapshot, _report: Pro
     return await _outcome(node, arguments.container)
 
 
+async def _rename_snapshot(node: Node, arguments: RenameSnapshot, _report: ProgressReporter) -> Done:
+    await node.driver.rename_snapshot(arguments.container, arguments.snapshot, arguments.new)
+    return await _outcome(node, arguments.container)
+
+
 async def _adopt(node: Node, arguments: AdoptContainer, _report: ProgressReporter) -> Done:
     await node.driver.adopt(arguments.spec, arguments.found)
     return await _outcome(node, arguments.spec.id)
@@ -161,10 +189,12 @@ async def _settle(node: Node, arguments: SettleAdoption, _report: ProgressReport
 HANDLERS: dict[type[Arguments], Handler] = {
     EnsureImage: _ensure_image,
     DropImage: _drop_image,
+    PublishContainer: _publish,
     CreateContainer: _create,
     CopyContainer: _copy,
     SendContainer: _send,
     ReceiveContainer: _receive,
+    EndTransfer: _end_transfer,
     DeleteContainer: _delete,
     StartContainer: _start,
     StopContainer: _stop,
@@ -175,6 +205,7 @@ HANDLERS: dict[type[Arguments], Handler] = {
     CreateSnapshot: _create_snapshot,
     DeleteSnapshot: _delete_snapshot,
     RestoreSnapshot: _restore_snapshot,
+    RenameSnapshot: _rename_snapshot,
     AdoptContainer: _adopt,
     SettleAdoption: _settle,
 }

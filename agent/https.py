@@ -24,7 +24,8 @@ from common.names import has_control_characters
 _T = TypeVar("_T")
 SERVER_NAME = "vzfleet-controller"
 CONNECT_TIMEOUT = 10.0
-MAX_THREADS = 16
+MAX_THREADS = 48
+"""Made as they are needed. A transfer by the relay waits in two of them, and 16 commands may do that at once."""
 MAX_ERROR_BODY = 64 * 1024
 TRANSPORT_ERRORS = (OSError, http.client.HTTPException)
 """What a broken or refused connection raises; ssl.SSLError and TimeoutError are OSErrors."""
@@ -157,6 +158,13 @@ class Request:
         if not data and response.length:
             raise http.client.IncompleteRead(data, response.length)
         return data
+
+    async def read_some(self, size: int) -> bytes:
+        """What has arrived of the body, up to `size` bytes; waits for the first. Empty at its end, as `read`."""
+        response = self._response
+        if response is None:
+            raise http.client.ResponseNotReady
+        return await self.call(lambda: response.read1(size))
 
     def close(self) -> None:
         """Close the connection, with a response that was not read to its end."""

@@ -24,9 +24,12 @@ from common.reports import ImageSpec
 
 log = logging.getLogger(__name__)
 CHUNK = 1024 * 1024
-ATTEMPTS = 6
+ATTEMPTS = 10
+"""Times in a row that a fetch may break off without a byte: the controller may be away for a minute."""
 KEEP_PARTIAL = 24 * 3600.0
 """Seconds for which a half-fetched file is kept to be resumed."""
+_PASSING = (502, 503, 504)
+"""Answers of a server that is about to be there."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19}|\*)")
 
 
@@ -69,10 +72,11 @@ class Images:
                 return 0
             async with self._slots:
                 file = self._directory / f"{image.fingerprint}.part"
-                fetched = await self._fetch(image, file, report)
+                fetched = await self._fetch_right(image, file, report)
                 try:
-                    await self._verify(image, file, report)
-                    await self._driver.unpack_image(image.fingerprint, image.layout, file, privileged, report)
+                    await self._driver.unpack_image(
+                        image.fingerprint, image.layout, file, privileged, report, image.offset
+                    )
                 finally:
                     file.unlink(missing_ok=True)
                 return fetched
@@ -83,30 +87,43 @@ class Images:
             (self._directory / f"{fingerprint}.part").unlink(missing_ok=True)
             await self._driver.drop_image(fingerprint)
 
+    async def _fetch_right(self, image: ImageSpec, file: Path, report: ProgressReporter) -> int:
+        """Have the file with the right content. What a cut or a crash has spoilt is fetched anew, once."""
+        fetched = await self._fetch(image, file, report)
+        if await self._is_right(image, file, report):
+            return fetched
+        log.warning("an image came damaged: it is fetched anew", extra={"image": image.fingerprint})
+        file.unlink()
+        fetched += await self._fetch(image, file, report)
+        if await self._is_right(image, file, report):
+            return fetched
+        file.unlink()
+        raise DriverFailed(f"the image that came is not {image.fingerprint}: its sha256 differs, twice")
+
     async def _fetch(self, image: ImageSpec, file: Path, report: ProgressReporter) -> int:
-        fetched = 0
-        for attempt in range(ATTEMPTS):
-            before = _size(file)
+        fetched = fruitless = 0
+        while (before := _size(file)) != image.size:
             if before > image.size:
                 file.unlink()
                 before = 0
-            if before == image.size:
-                return fetched
-            _check_room(self._directory, image.size - before)
             try:
-                fetched += await self._fetch_rest(image, file, before, report)
+                _check_room(self._directory, image.size - before)
+                await self._fetch_rest(image, file, before, report)
+            except NoSpace:
+                # It would be in the way of whatever makes room.
+                file.unlink(missing_ok=True)
+                raise
             except TRANSPORT_ERRORS as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise NoSpace("the node's disk is full: the image cannot be fetched") from None
                 log.warning("an image's fetch broke off", extra={"image": image.fingerprint, "error": str(error)})
-                failure = str(error)
-                await asyncio.sleep(self._backoff(attempt))
-        if _size(file) == image.size:
-            return fetched
-        raise Unavailable(f"the image cannot be fetched from the controller: {failure}")
+                fruitless = 0 if _size(file) > before else fruitless + 1
+                if fruitless == ATTEMPTS:
+                    raise Unavailable(f"the image cannot be fetched from the controller: {error}") from None
+                await asyncio.sleep(self._backoff(fruitless))
+            fetched += max(0, _size(file) - before)
+        return fetched
 
-    async def _fetch_rest(self, image: ImageSpec, file: Path, offset: int, report: ProgressReporter) -> int:
-        """One request for what is missing; the number of bytes that came."""
+    async def _fetch_rest(self, image: ImageSpec, file: Path, offset: int, report: ProgressReporter) -> None:
+        """One request for what is missing. Raises NoSpace, TRANSPORT_ERRORS, or what the controller answered."""
         headers = {"Authorization": f"Bearer {image.token}", "Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -116,17 +133,24 @@ class Images:
             if response.status == 416:
                 file.unlink(missing_ok=True)
                 raise http.client.HTTPException("the server has no such range: starting again")
+            if response.status in _PASSING:
+                raise http.client.HTTPException(f"the server answered {response.status}")
             if response.status not in (200, 206):
                 raise await request.error()
             start = _start_of(response) if response.status == 206 else 0
             if start != offset and start != 0:
                 raise http.client.HTTPException("the server sent another range than was asked for")
-            with file.open("r+b" if start else "wb") as handle:
-                handle.truncate(start)
-                handle.seek(start)
-                return await self._copy(request, handle, start, image.size, report)
+            try:
+                with file.open("r+b" if start else "wb") as handle:
+                    handle.truncate(start)
+                    handle.seek(start)
+                    await self._copy(request, handle, start, image.size, report)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise NoSpace("the node's disk is full: the image cannot be fetched") from None
+                raise
 
-    async def _copy(self, request: Request, handle: BinaryIO, start: int, size: int, report: ProgressReporter) -> int:
+    async def _copy(self, request: Request, handle: BinaryIO, start: int, size: int, report: ProgressReporter) -> None:
         have = start
         while data := await request.read(CHUNK):
             have += len(data)
@@ -136,12 +160,10 @@ class Images:
             report.transferred("fetching", have, size)
         if have < size:
             raise http.client.HTTPException("the server sent less than the image's size")
-        return have - start
 
-    async def _verify(self, image: ImageSpec, file: Path, report: ProgressReporter) -> None:
+    async def _is_right(self, image: ImageSpec, file: Path, report: ProgressReporter) -> bool:
         report("verifying")
-        if await asyncio.to_thread(_sha256, file) != image.fingerprint:
-            raise DriverFailed(f"the image that came is not {image.fingerprint}: its sha256 differs")
+        return await asyncio.to_thread(_sha256, file) == image.fingerprint
 
 
 def _size(file: Path) -> int:

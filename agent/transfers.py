@@ -1,96 +1,94 @@
-"""A container's data to and from the controller's relay, as one stream over HTTPS."""
+"""A container's data to and from another node: the command, the channel and the driver put together."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+import logging
+from collections.abc import Awaitable, Callable
+from typing import cast
 
-from agent.drivers.base import Driver
-from agent.https import TRANSPORT_ERRORS, HttpsClient, Request
+from agent.channel.base import Restarted
+from agent.channel.channels import Channels
+from agent.channel.endpoint import Endpoint
+from agent.drivers.base import Driver, Format, Incoming, Outgoing
 from agent.progress import ProgressReporter
-from common.commands import ReceiveContainer, SendContainer
+from common.commands import ReceiveContainer, Route, SendContainer
 from common.errors import Unavailable
 
-CHUNK = 1024 * 1024
-PATIENCE = 300.0
-"""Seconds for which the relay may be silent: it waits for the other node."""
+log = logging.getLogger(__name__)
+MOST_RESTARTS = 20
+"""How often a round is begun anew because the other end was."""
 
 
 class Transfers:
-    """Streams containers; nothing is kept on this node's disk on the way."""
+    """Carries out the rounds of transfers. Both ends of a round succeed only when both have read the other's end."""
 
-    def __init__(self, driver: Driver, client: HttpsClient) -> None:
+    def __init__(self, driver: Driver, channels: Channels) -> None:
         self._driver = driver
-        self._client = client
+        self._channels = channels
 
     async def send(self, command: SendContainer, report: ProgressReporter) -> int:
-        """Send a stopped container's or a snapshot's data; the number of bytes. Raises Unavailable when it breaks."""
-        stream = self._driver.send(command.container, command.snapshot, command.with_snapshots)
-        try:
-            async with self._client.request(PATIENCE) as request:
-                headers = _headers(command.token)
-                headers |= {"Transfer-Encoding": "chunked", "Content-Type": "application/octet-stream"}
-                await request.start("PUT", command.path, headers)
-                sent = await _send_body(request, stream, report)
-                response = await request.response()
-                if not 200 <= response.status < 300:
-                    raise await request.error()
-                return sent
-        except TRANSPORT_ERRORS as error:
-            raise Unavailable(f"the transfer broke off: {error}") from None
-        finally:
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+        """Send one round of a container's data; how many bytes went over. Raises Unreachable, Unavailable."""
+        what = Outgoing(
+            command.container,
+            command.route.transfer,
+            command.route.round,
+            cast(Format, command.format),
+            command.last,
+            command.moving,
+            command.snapshot,
+            command.with_snapshots,
+        )
 
-    async def receive(self, command: ReceiveContainer, report: ProgressReporter) -> int:
-        """Make a container from the relay's stream; the number of bytes. Raises Unavailable when it breaks."""
-        received = 0
+        async def run(channel: Endpoint) -> int:
+            await self._driver.send(what, channel, report.transferred)
+            await channel.end()
+            await _drain(channel)
+            return channel.sent
 
-        async def counted(request: Request) -> AsyncIterator[bytes]:
-            nonlocal received
-            while data := await request.read(CHUNK):
-                received += len(data)
-                report.transferred("receiving", received)
-                yield data
+        return await self._round(command.route, True, run)
 
-        try:
-            async with self._client.request(PATIENCE) as request:
-                await request.start("GET", command.path, _headers(command.token))
-                response = await request.response()
-                if response.status != 200:
-                    raise await request.error()
-                if not response.chunked and response.length is None:
-                    # Such a body ends with the connection: a cut could not be told from the end.
-                    raise Unavailable("the relay's answer has no length")
-                await self._driver.receive(command.spec, counted(request))
-                return received
-        except TRANSPORT_ERRORS as error:
-            raise Unavailable(f"the transfer broke off: {error}") from None
+    async def receive(self, command: ReceiveContainer, _report: ProgressReporter) -> int:
+        """Take one round; how many bytes came. The sender tells how far it is. Raises as `send`."""
+        what = Incoming(
+            command.spec,
+            command.route.transfer,
+            command.route.round,
+            cast(Format, command.format),
+            command.last,
+            command.refresh,
+        )
+
+        async def run(channel: Endpoint) -> int:
+            await self._driver.receive(what, channel)
+            await _drain(channel)
+            await channel.end()
+            return channel.received
+
+        return await self._round(command.route, False, run)
+
+    async def _round(self, route: Route, sending: bool, run: Callable[[Endpoint], Awaitable[int]]) -> int:
+        for _ in range(MOST_RESTARTS + 1):
+            try:
+                async with self._channels.open(route, sending) as channel:
+                    return await _cause_of(channel, run)
+            except Restarted:
+                log.info("a round of a transfer begins anew", extra={"transfer": route.transfer, "peer": route.peer})
+        raise Unavailable(f"{route.peer} has begun anew {MOST_RESTARTS} times")
 
 
-def _headers(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
-
-
-async def _send_body(request: Request, stream: AsyncIterator[bytes], report: ProgressReporter) -> int:
-    sent = 0
-    async for data in stream:
-        if not data:
-            continue
-        try:
-            await request.write_chunk(data)
-        except TRANSPORT_ERRORS:
-            await _explain(request)
+async def _cause_of(channel: Endpoint, run: Callable[[Endpoint], Awaitable[int]]) -> int:
+    """What `run` returns. When it failed after its channel had, that is why."""
+    try:
+        return await run(channel)
+    except Exception as error:
+        failure = channel.failure
+        if failure is None or isinstance(error, Restarted):
             raise
-        sent += len(data)
-        report.transferred("sending", sent)
-    await request.write_chunk(b"")
-    return sent
+        log.info("a transfer failed with its channel", extra={"error": str(error)})
+        raise type(failure)(failure.text) from error
 
 
-async def _explain(request: Request) -> None:
-    """Raise what the relay answered before it closed the connection, if it did answer."""
-    with contextlib.suppress(*TRANSPORT_ERRORS):
-        response = await request.response()
-        if response.status >= 400:
-            raise await request.error()
+async def _drain(channel: Endpoint) -> None:
+    """Read to the other end's end: what comes after a driver has all that it needs has no meaning."""
+    while await channel.read():
+        continue

@@ -73,7 +73,7 @@ class ManualClock:
 
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds, as the REST API prints times."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def timestamp_of(seconds: float) -> str | None:

@@ -7,7 +7,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from common.reports import ContainerSpec, Count, ImageSpec, Name, Text
+from common.reports import ContainerSpec, Count, ImageSpec, Name, Record, Text
 
 
 class Arguments(Struct, frozen=True, omit_defaults=True, tag_field="name"):
@@ -27,6 +27,26 @@ class DropImage(Arguments, frozen=True, tag="image.drop"):
     fingerprint: Name
 
 
+class PublishContainer(Arguments, frozen=True, tag="image.publish"):
+    """Pack a container, or its snapshot, as an image in LXD's unified format, and upload it to the controller.
+
+    A running one only with `force`, as it is at one moment. `architecture`, `created_at` (seconds since 1970) and
+    `properties` stand in the image's metadata.yaml; `limit` is the most bytes that the file may have. `path` below the
+    controller's HTTPS address takes it, under `token`.
+    """
+
+    container: Name
+    path: Text
+    token: Text
+    compression: Name
+    architecture: Name
+    created_at: Count
+    limit: Count
+    properties: dict[Name, Text] = {}
+    snapshot: Name | None = None
+    force: bool = False
+
+
 class CreateContainer(Arguments, frozen=True, tag="container.create"):
     """Make a container: from an image that is on the node, or with an empty root when `image` is None."""
 
@@ -35,29 +55,73 @@ class CreateContainer(Arguments, frozen=True, tag="container.create"):
 
 
 class CopyContainer(Arguments, frozen=True, tag="container.copy"):
-    """Make a container from another one on this node, or from one of its snapshots."""
+    """Make a container from another one on this node, or from one of its snapshots.
+
+    `refresh`: `spec`'s container is there and stopped, and gets the source's files; it keeps its own till it has them.
+    """
 
     spec: ContainerSpec
     source: Name
     snapshot: Name | None = None
+    refresh: bool = False
+
+
+class Route(Record, frozen=True):
+    """The way of one round of a transfer, as one end sees it.
+
+    `transfer` is the operation's id, `round` counts from 0. `peer` is the node at the other end, `peer_key` its CURVE
+    public key (Z85). `token` is the same at both ends and binds the connection to this round and attempt. One of
+    `address` (`tcp://HOST:PORT` where the receiver listens) and `relay` (a path below the controller's HTTPS address,
+    with this end's tokens for its two directions) is set. `rate`: bytes per second at most.
+    """
+
+    transfer: Name
+    round: Count
+    peer: Name
+    peer_key: Name
+    token: Text
+    address: Text | None = None
+    relay: Text | None = None
+    relay_put: Text = ""
+    relay_get: Text = ""
+    rate: Count | None = None
 
 
 class SendContainer(Arguments, frozen=True, tag="container.send"):
-    """Send a stopped container's data (or a snapshot's) to the controller's relay, snapshots first if wanted."""
+    """Send a container's data to another node, in `format` `btrfs` or `files`; one round of a transfer.
+
+    `moving`: rounds before the `last` are taken while it may run, for the `last` it must be stopped. Otherwise it is a
+    copy in one round: of `snapshot`, or of a snapshot that is taken for it. What the next round needs of this one is
+    kept until `transfer.end`.
+    """
 
     container: Name
-    path: Text
-    token: Text
+    route: Route
+    format: Name
+    last: bool
+    moving: bool
     snapshot: Name | None = None
     with_snapshots: bool = False
 
 
 class ReceiveContainer(Arguments, frozen=True, tag="container.receive"):
-    """Make a container from what `container.send` puts into the relay."""
+    """Take what `container.send` sends; with the `last` round `spec`'s container is there.
+
+    `refresh`: it is there already, stopped, and gets the source's files; it keeps its own till it has them all.
+    """
 
     spec: ContainerSpec
-    path: Text
-    token: Text
+    route: Route
+    format: Name
+    last: bool
+    refresh: bool = False
+
+
+class EndTransfer(Arguments, frozen=True, tag="transfer.end"):
+    """Remove what is kept for a transfer's next round. Absent is success."""
+
+    container: Name
+    transfer: Name
 
 
 class DeleteContainer(Arguments, frozen=True, tag="container.delete"):
@@ -131,6 +195,14 @@ class RestoreSnapshot(Arguments, frozen=True, tag="snapshot.restore"):
     snapshot: Name
 
 
+class RenameSnapshot(Arguments, frozen=True, tag="snapshot.rename"):
+    """Call a snapshot `new`. One that is called so already, and not `snapshot` any more, is success."""
+
+    container: Name
+    snapshot: Name
+    new: Name
+
+
 class AdoptContainer(Arguments, frozen=True, tag="container.adopt"):
     """Take a container that is there, of generation `found` (0: not made by vzfleet), into management as `spec`.
 
@@ -154,6 +226,13 @@ class TimeoutClass(Enum):
     FAST = 30
     NORMAL = 120
     SLOW = 3600
+    TRANSFER = 24 * 3600
+
+
+COMPRESSION_ALGORITHMS = ("gzip", "zstd", "xz", "none")
+"""What an image that is published can be compressed with."""
+FORMATS = ("btrfs", "files")
+"""How a container's data travel: btrfs streams of subvolumes, or files by rsync."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +253,12 @@ COMMANDS: dict[type[Arguments], CommandSpec] = {
     for spec in (
         CommandSpec(EnsureImage, TimeoutClass.SLOW),
         CommandSpec(DropImage, TimeoutClass.NORMAL),
+        CommandSpec(PublishContainer, TimeoutClass.SLOW),
         CommandSpec(CreateContainer, TimeoutClass.NORMAL),
         CommandSpec(CopyContainer, TimeoutClass.SLOW),
-        CommandSpec(SendContainer, TimeoutClass.SLOW),
-        CommandSpec(ReceiveContainer, TimeoutClass.SLOW),
+        CommandSpec(SendContainer, TimeoutClass.TRANSFER),
+        CommandSpec(ReceiveContainer, TimeoutClass.TRANSFER),
+        CommandSpec(EndTransfer, TimeoutClass.NORMAL),
         CommandSpec(DeleteContainer, TimeoutClass.NORMAL),
         CommandSpec(StartContainer, TimeoutClass.NORMAL),
         CommandSpec(StopContainer, TimeoutClass.NORMAL),
@@ -188,6 +269,7 @@ COMMANDS: dict[type[Arguments], CommandSpec] = {
         CommandSpec(CreateSnapshot, TimeoutClass.NORMAL),
         CommandSpec(DeleteSnapshot, TimeoutClass.NORMAL),
         CommandSpec(RestoreSnapshot, TimeoutClass.NORMAL),
+        CommandSpec(RenameSnapshot, TimeoutClass.FAST),
         CommandSpec(AdoptContainer, TimeoutClass.SLOW),
         CommandSpec(SettleAdoption, TimeoutClass.NORMAL),
     )
@@ -196,10 +278,12 @@ COMMANDS: dict[type[Arguments], CommandSpec] = {
 AnyArguments = (
     EnsureImage
     | DropImage
+    | PublishContainer
     | CreateContainer
     | CopyContainer
     | SendContainer
     | ReceiveContainer
+    | EndTransfer
     | DeleteContainer
     | StartContainer
     | StopContainer
@@ -210,6 +294,7 @@ AnyArguments = (
     | CreateSnapshot
     | DeleteSnapshot
     | RestoreSnapshot
+    | RenameSnapshot
     | AdoptContainer
     | SettleAdoption
 )

@@ -12,6 +12,7 @@ VzfleetError
 ├── TooLarge             a body, header or message over its limit
 ├── TooMany              rate or connection limit
 ├── Unavailable          a node or a service is out of reach for now
+│   └── Unreachable      the node at the other end cannot be reached directly
 ├── NoSpace              a disk is full
 ├── DeadlinePassed       it took too long
 ├── Cancelled            somebody asked for it to stop
@@ -116,6 +117,12 @@ class Unavailable(VzfleetError):
     """A node or a service is out of reach for now."""
 
     code = "unavailable"
+
+
+class Unreachable(Unavailable):
+    """The node at the other end of a transfer cannot be reached directly."""
+
+    code = "unreachable"
 
 
 class NoSpace(VzfleetError):

@@ -20,6 +20,7 @@ from common.reports import (
     NodeFacts,
     NodeSample,
     Record,
+    Share,
     Text,
     WireError,
 )
@@ -82,21 +83,24 @@ class Accepted(FromAgent, frozen=True, tag="accepted"):
 
 
 class Progress(FromAgent, frozen=True, tag="progress"):
-    """How far a command is; `percent` 0 to 100, the rest as far as it is known (bytes, bytes per second)."""
+    """How far a command is; `percent` 0 to 100, the rest as far as it is known (bytes, bytes per second, seconds)."""
 
     command: Name
     stage: Name
     percent: int | None = None
     processed: Count | None = None
     speed: Count | None = None
+    total: Count | None = None
+    remaining: Count | None = None
 
 
 class Outcome(Record, frozen=True):
-    """What a command led to: the container and its figures after it, or what was transferred."""
+    """What a command led to: the container and its figures after it, or what was transferred, in how many seconds."""
 
     container: ContainerReport | None = None
     sample: ContainerSample | None = None
     bytes: Count | None = None
+    seconds: Share | None = None
 
 
 class Result(FromAgent, frozen=True, tag="result"):

@@ -12,6 +12,15 @@ from typing import TypeVar
 
 from common.errors import InvalidRequest
 from common.names import has_control_characters
+from common.snapshots import (
+    DEFAULT_PATTERN,
+    EXPIRY_RULE,
+    PATTERN_RULE,
+    SCHEDULE_RULE,
+    check_expiry,
+    check_pattern,
+    expressions,
+)
 from common.units import SIZE_RULE, parse_percent, parse_size
 
 _T = TypeVar("_T")
@@ -139,6 +148,22 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "boot.autostart.priority", "integer", "0", True, "Containers with a higher number start first.",
         "0 to 1000000", lambda text, field: parse_whole(text, field, 0, 1000000),
+    ),
+    Option(
+        "snapshots.schedule", "string", "", True,
+        "When snapshots are taken by themselves, in UTC; empty: never.", SCHEDULE_RULE, expressions,
+    ),
+    Option(
+        "snapshots.schedule.stopped", "boolean", "false", True,
+        "Take them also while the container is stopped.", "true or false", parse_boolean,
+    ),
+    Option(
+        "snapshots.expiry", "string", "", True,
+        "How long new snapshots are kept, unless they say otherwise; empty: for ever.", EXPIRY_RULE, check_expiry,
+    ),
+    Option(
+        "snapshots.pattern", "string", DEFAULT_PATTERN, True,
+        "What snapshots without a name are called; %d is the next number.", PATTERN_RULE, check_pattern,
     ),
     Option(
         "environment.*", "string", "", False, "A variable in the environment of the container's init.",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from common.errors import DeadlinePassed, DriverFailed
 
 MAX_OUTPUT = 1024 * 1024
+_LONGEST_LINE = 200
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ async def end(process: asyncio.subprocess.Process) -> None:
             await process.stdin.wait_closed()
 
 
+def shortened(line: str) -> str:
+    """A line without its middle where it is long: what is wrong stands at its end, after a name."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 3]}...{line[-_LONGEST_LINE // 2 :]}"
+
+
 def _short(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "; ".join(lines[-3:])[:600] or "it printed nothing"
+    lines = [shortened(line.strip()) for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[-3:]) or "it printed nothing"

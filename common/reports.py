@@ -30,7 +30,11 @@ class WireError(Record, frozen=True):
 
 
 class NodeFacts(Record, frozen=True):
-    """What does not change while an agent runs. Memory and disk in bytes; `storage` is `btrfs` or `dir`."""
+    """What does not change while an agent runs. Memory and disk in bytes; `storage` is `btrfs` or `dir`.
+
+    `id_map` is that of unprivileged containers (`1000000:65536`: first id, number of ids). `transfer_address` is where
+    other nodes reach this one for a container's data (`tcp://HOST:PORT`), None when they cannot.
+    """
 
     hostname: Name
     architecture: Name
@@ -45,6 +49,8 @@ class NodeFacts(Record, frozen=True):
     agent_version: Name
     subnet: Name | None = None
     capabilities: tuple[Name, ...] = ()
+    id_map: Name | None = None
+    transfer_address: Text | None = None
 
 
 class NodeSample(Record, frozen=True):
@@ -164,8 +170,9 @@ class ContainerSpec(Record, frozen=True):
 
 
 class ImageSpec(Record, frozen=True):
-    """An image to be on the node. `layout` is `unified` (LXD: metadata.yaml and rootfs/) or `rootfs`; `size` in bytes.
+    """An image to be on the node. `layout` is `unified` (LXD: metadata.yaml and rootfs/), `rootfs` or `split`.
 
+    A split one (LXD's metadata archive, then the root file system's) has the latter at `offset`. `size` in bytes.
     `path` is below the controller's HTTPS address, `token` good for that file and this operation only.
     """
 
@@ -174,3 +181,4 @@ class ImageSpec(Record, frozen=True):
     size: Count
     path: Text
     token: Text
+    offset: Count = 0

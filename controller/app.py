@@ -30,13 +30,18 @@ from controller.fleet import Fleet
 from controller.identifiers import operation_ids
 from controller.images.busybox import BusyboxBuilder
 from controller.images.debian import DebianBuilder
+from controller.images.deposits import Deposits
+from controller.images.download import Downloads
 from controller.images.files import ImageFiles
+from controller.images.https import HttpsClient, make_context
+from controller.images.servers import ImageServers
 from controller.operations.catalogue import KINDS
 from controller.operations.engine import Engine
 from controller.operations.kinds import Resources
 from controller.records import Change, Event, Token
 from controller.relay import Relay
 from controller.services.adoptions import Adoptions
+from controller.services.aliases import Aliases
 from controller.services.changes import Changes
 from controller.services.containers import Containers
 from controller.services.drains import Drains
@@ -44,15 +49,24 @@ from controller.services.enrolment import Enrolment
 from controller.services.fencing import Fencing
 from controller.services.happenings import Happenings
 from controller.services.identities import Identities
+from controller.services.image_changes import ImageChanges
 from controller.services.image_operations import ImageOperations
+from controller.services.image_pulls import ImagePulls
+from controller.services.image_sources import ImageSources
+from controller.services.image_upkeep import ImageUpkeep
 from controller.services.images import Images
 from controller.services.moves import Moves
 from controller.services.nodes import Nodes
 from controller.services.notices import Notices
 from controller.services.operations import Operations
 from controller.services.promises import Promises
+from controller.services.publications import Publications
 from controller.services.reconciliation import Reconciliation
 from controller.services.recovery import Recovery
+from controller.services.refreshes import Refreshes
+from controller.services.remotes import Remotes
+from controller.services.schedules import Schedules
+from controller.services.snapshots import Snapshots
 from controller.services.states import States
 from controller.services.witnesses import Witnesses
 from controller.settings import ControllerSettings
@@ -145,6 +159,8 @@ class App:
         self._serve(services, tls)
         self._tasks.start(self._save_figures(), "figures")
         self._tasks.start(self._prune(), "prune")
+        self._tasks.start(self.image_upkeep.run(), "image upkeep")
+        self.schedules.start()
         log.info("controller started", extra={"port": self.port, "epoch": epoch, "nodes": len(self.fleet.nodes)})
 
     def _make_link(self, key: keys.KeyPair, epoch: int) -> None:
@@ -172,16 +188,29 @@ class App:
         )
 
     def _services(self, tls: certificates.Certificates, key: keys.KeyPair) -> Services:
-        relay = Relay()
+        relay = Relay(hashlib.sha256(f"relay tokens {key.secret}".encode()).digest())
         ticket_key = hashlib.sha256(f"image tickets {key.secret}".encode()).digest()
         builders = (BusyboxBuilder(), DebianBuilder())
         images = Images(self.store, self.fleet, self._files, builders, self._clock, ticket_key)
+        sources, remotes = self._remotes(images)
         drains = Drains(self._clock)
-        resources = Resources(self.fleet, self.dispatcher, images, relay, self._clock, drains)
-        self.engine = Engine(self.store, KINDS, resources, self.dispatcher.acknowledge, from_environment())
+        transfer_key = hashlib.sha256(f"transfer tokens {key.secret}".encode()).digest()
+        deposit_key = hashlib.sha256(f"deposit tokens {key.secret}".encode()).digest()
+        deposits = Deposits(self._files, deposit_key, self.settings.max_upload)
+        resources = Resources(
+            self.fleet, self.dispatcher, images, relay, self._clock, drains, transfer_key, remotes, deposits
+        )
+        self.engine = Engine(
+            self.store,
+            KINDS,
+            resources,
+            self.dispatcher.acknowledge,
+            from_environment(),
+            self.events.progressed,
+        )
         self.promises = Promises(self.store, self._clock, self.settings.idempotency_lifetime)
         operations = Operations(self.store, self.engine, self.promises, self._clock)
-        containers = Containers(self.store, self.fleet, self.nodes, images, operations, self._clock)
+        containers = Containers(self.store, self.fleet, self.nodes, sources, operations, self._clock)
         enrolment = Enrolment(
             self.store,
             self.nodes,
@@ -192,8 +221,13 @@ class App:
             public_key=key.public,
         )
         changes = Changes(containers)
+        pulls = self._image_pulls(images, sources, remotes, operations)
         moves = Moves(containers, changes)
         states = States(containers)
+        snapshots = Snapshots(containers, self._clock)
+        self.schedules = Schedules(
+            containers, snapshots, self.events, self._clock, lambda: self.reconciliation.begun is None
+        )
         drains.use(containers, moves, states)
         server = ServerFacts(
             name=platform.node(),
@@ -209,12 +243,19 @@ class App:
             changes=changes,
             moves=moves,
             states=states,
-            recovery=Recovery(containers, images),
+            snapshots=snapshots,
+            refreshes=Refreshes(containers),
+            recovery=Recovery(containers, sources),
             adoptions=Adoptions(containers, self._clock),
             drains=drains,
             fencing=self.fencing,
             images=images,
+            aliases=Aliases(self.store, self.fleet, images),
+            image_changes=ImageChanges(self.store, images, self._clock),
             image_operations=ImageOperations(images, operations),
+            image_pulls=pulls,
+            publications=Publications(containers, pulls),
+            deposits=deposits,
             nodes=self.nodes,
             enrolment=enrolment,
             operations=operations,
@@ -225,6 +266,31 @@ class App:
             relay=relay,
             server=server,
         )
+
+    def _remotes(self, images: Images) -> tuple[ImageSources, Remotes]:
+        """Which image is meant, and those of other servers."""
+        settings = self.settings
+        downloads = Downloads(HttpsClient(make_context(settings.image_ca)))
+        servers = ImageServers(downloads, self._clock, settings.image_index_lifetime)
+        sources = ImageSources(self.fleet, images, servers, settings.image_servers)
+        limit = settings.max_upload
+        remotes = Remotes(self.store, self.fleet, self._files, images, downloads, self._clock, servers, sources, limit)
+        return sources, remotes
+
+    def _image_pulls(
+        self, images: Images, sources: ImageSources, remotes: Remotes, operations: Operations
+    ) -> ImagePulls:
+        pulls = ImagePulls(images, sources, remotes, operations)
+        self.image_upkeep = ImageUpkeep(
+            self.fleet,
+            remotes,
+            pulls,
+            SteadyClock(self._clock),
+            lambda: self.reconciliation.begun is None,
+            cache_expiry=self.settings.image_cache_expiry,
+            update_interval=self.settings.image_update_interval,
+        )
+        return pulls
 
     def _over(self, command: str) -> bool:
         over = self.engine.over(command)
@@ -268,6 +334,7 @@ class App:
         if self._server is not None:
             self._server.stop()
         await self._tasks.close()
+        await self.schedules.close()
         await self.engine.close()
         await self.dispatcher.close()
         await self.witnesses.close()

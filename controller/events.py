@@ -18,7 +18,7 @@ import msgspec
 from common.errors import Unavailable
 from common.tasks import Tasks
 from controller.notes import Notes
-from controller.records import Event
+from controller.records import Event, Operation
 from controller.store import events as rows
 from controller.store.db import Database
 from controller.subscriptions import Kept, Renderer, Subscription, Wants
@@ -98,6 +98,11 @@ class Events:
         """There are new figures of these containers."""
         for subscription in self.subscriptions:
             subscription.sampled(containers)
+
+    def progressed(self, operation: Operation) -> None:
+        """An operation is further within its step: told to those who listen, and never written."""
+        for subscription in self.subscriptions:
+            subscription.progressed(operation)
 
     def _keep(self, event: Event) -> None:
         size = len(msgspec.json.encode(event.body))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 import time
 import uuid
+from datetime import datetime
 
 
 class OperationIds:
@@ -40,6 +42,14 @@ operation_ids = OperationIds()
 def operation_id() -> str:
     """An id for an operation, after all before."""
     return operation_ids.new()
+
+
+def moment_id(moment: datetime, owner: str) -> str:
+    """The id of the one operation that a moment asks of an owner: the same whenever it is made."""
+    ticks = round(moment.timestamp() * 1000)
+    rest = int.from_bytes(hashlib.sha256(f"{moment.timestamp():.0f} {owner}".encode()).digest()) & (2**74 - 1)
+    value = ticks << 80 | 7 << 76 | rest >> 62 << 64 | 2 << 62 | rest & (2**62 - 1)
+    return str(uuid.UUID(int=value))
 
 
 def hardware_address() -> str:

@@ -153,6 +153,7 @@ class Image(Record, frozen=True):
     `rootfs_offset` in bytes: where in the file the root file system's archive begins (LXD's split format is its
     metadata archive, then that one, and the fingerprint the sha256 of both). `cached`: fetched because a container
     wanted it, and forgotten when nobody does for long. `origin`: from where it came and is refreshed, None for uploads.
+    `descriptions` are those of its aliases that have one.
     """
 
     fingerprint: str
@@ -170,6 +171,7 @@ class Image(Record, frozen=True):
     origin: ImageOrigin | None = None
     expires_at: str | None = None
     last_used_at: str | None = None
+    descriptions: dict[str, str] = {}
 
 
 class Token(Record, frozen=True):
@@ -233,9 +235,13 @@ class Event(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Change:
-    """What a committed transaction did to one record; `record` is None when it is gone, `new` when it was added."""
+    """What a committed transaction did to one record; `record` is None when it is gone, `new` when it was added.
+
+    `before` is what it was, where what there is to tell depends on it.
+    """
 
     kind: type[Record]
     key: str
     record: Record | None
     new: bool = False
+    before: Record | None = None

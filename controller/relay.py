@@ -1,42 +1,37 @@
-"""The data relay: one sender and one receiver of a container's data meet here, and bytes go through in constant memory.
+"""The data relay: where two nodes meet that cannot reach each other. Bytes go through both ways in constant memory.
 
-A stream has an explicit end. Whatever else happens on one side (abort, idle time-out, a new attempt) reaches the other
-as an error, so that a truncated stream never looks complete. An HTTP handler that serves a receiver must then break
-the connection without the terminating chunk.
+Each node puts one stream and gets one. The nodes make sure by themselves that all arrived (their own frames go through
+here): when one of the four connections breaks, the others are broken too, and both nodes come again with the same
+tokens. These are derived from names, so that they are the same after a restart of the controller.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from common.errors import Cancelled, DeadlinePassed, Stale, Unauthorized, VzfleetError
 
-CAPACITY = 4 * 1024 * 1024
-"""Bytes that wait in a transfer at most, or one chunk if that is larger."""
+CAPACITY = 1024 * 1024
+"""Bytes that wait in one direction at most, or one chunk if that is larger."""
 IDLE_TIMEOUT = 120.0
 """Seconds that one side waits for the other."""
-ReportBytes = Callable[[int], None]
-"""Called with the bytes that the receiver has taken so far."""
 
 
-class Transfer:
-    """One attempt to hand over a container's data, made by `Relay.open`. `send` and `receive` are the two tokens."""
+class Stream:
+    """One direction. It has an explicit end; whatever else happens on one side reaches the other as an error."""
 
-    def __init__(self, name: str, capacity: int, idle_timeout: float, progress: ReportBytes | None) -> None:
-        self.name = name
-        self.send = secrets.token_urlsafe(32)
-        self.receive = secrets.token_urlsafe(32)
+    def __init__(self, capacity: int = CAPACITY, idle_timeout: float = IDLE_TIMEOUT) -> None:
         self.sent = 0
-        self.received = 0
         self._capacity = capacity
         self._idle_timeout = idle_timeout
-        self._progress = progress
         self._chunks: deque[bytes] = deque()
         self._waiting = 0
         self._ended = False
@@ -48,6 +43,11 @@ class Transfer:
     def complete(self) -> bool:
         """Whether the sender has ended the stream and the receiver has taken all of it."""
         return self._complete
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self._error is not None
 
     def fail(self, error: VzfleetError) -> None:
         """End it for both sides with an error, unless it is complete or has failed already."""
@@ -82,10 +82,7 @@ class Transfer:
             return None
         chunk = self._chunks.popleft()
         self._waiting -= len(chunk)
-        self.received += len(chunk)
         self._changed.set()
-        if self._progress is not None:
-            self._progress(self.received)
         return chunk
 
     def _check(self) -> None:
@@ -94,7 +91,7 @@ class Transfer:
             raise type(self._error)(self._error.text)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; every change wakes both sides. Raises the transfer's error."""
+        """Wait until `condition` holds; every change wakes both sides. Raises the stream's error."""
         self._check()
         try:
             while not condition():
@@ -107,53 +104,107 @@ class Transfer:
             self._check()
 
 
-class Sender:
-    """The sending side. As a context manager it aborts the transfer when it is left before `finish`."""
+@dataclass(frozen=True)
+class Tokens:
+    """What one end shows to put its stream, and to get the other's."""
 
-    def __init__(self, transfer: Transfer) -> None:
-        self._transfer = transfer
+    put: str
+    get: str
 
-    async def write(self, chunk: bytes) -> None:
-        """Hand bytes over; waits while the receiver is slower. Raises what ended the transfer."""
-        with _failing(self._transfer, "the sender was stopped"):
-            await self._transfer.put(chunk)
 
-    async def finish(self) -> int:
-        """All is sent: waits until the receiver has taken it, and gives the bytes. Raises what ended the transfer."""
-        with _failing(self._transfer, "the sender was stopped"):
-            await self._transfer.end()
-        return self._transfer.sent
+@dataclass
+class Meeting:
+    """One coming together of both ends: a stream each way, and the tokens that were used for it."""
+
+    streams: dict[str, Stream]
+    """By token; a stream has two."""
+    used: set[str] = field(default_factory=set)
+
+    @property
+    def over(self) -> bool:
+        """Whether one direction broke."""
+        return any(stream.failed for stream in self.streams.values())
+
+    def fail(self, error: VzfleetError) -> None:
+        """End both directions."""
+        for stream in self.streams.values():
+            stream.fail(error)
+
+
+@dataclass
+class Way:
+    """A way between two nodes that is open at the relay: the tokens of the source and of the target."""
+
+    name: str
+    source: Tokens
+    target: Tokens
+    meeting: Meeting | None = None
+
+    @property
+    def tokens(self) -> tuple[str, str, str, str]:
+        """All four."""
+        return self.source.put, self.source.get, self.target.put, self.target.get
+
+
+class Side:
+    """One connection's end of a stream. When it is left before the stream's end, the whole meeting breaks."""
+
+    def __init__(self, meeting: Meeting, stream: Stream, name: str) -> None:
+        self._meeting = meeting
+        self._stream = stream
+        self._name = name
 
     def abort(self, reason: str) -> None:
-        """The data will not be complete: the receiver gets Cancelled with this reason."""
-        self._transfer.fail(Cancelled(f"the sender ended the transfer: {reason}"))
+        """The connection broke: all of the meeting get Cancelled with this reason, unless this stream is complete."""
+        if not self._stream.complete:
+            self._meeting.fail(Cancelled(f"the {self._name} ended the transfer: {reason}"))
 
-    async def __aenter__(self) -> Sender:
-        return self
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A side that is cancelled while it waits takes the others with it."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.abort("it was stopped")
+            raise
+        except DeadlinePassed as error:
+            self._meeting.fail(error)
+            raise
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.abort(_reason(error, "it did not end its data"))
+
+class Sender(Side):
+    """Puts bytes."""
+
+    def __init__(self, meeting: Meeting, stream: Stream) -> None:
+        super().__init__(meeting, stream, "sender")
+
+    async def write(self, chunk: bytes) -> None:
+        """Hand bytes over; waits while the receiver is slower. Raises what ended the meeting."""
+        with self._failing():
+            await self._stream.put(chunk)
+
+    async def finish(self) -> int:
+        """All is sent: waits until the receiver has taken it, and gives the bytes. Raises what ended the meeting."""
+        with self._failing():
+            await self._stream.end()
+        return self._stream.sent
 
 
-class Receiver:
-    """The receiving side: iterate over it. As a context manager it aborts the transfer when left before the end."""
+class Receiver(Side):
+    """Gets bytes: iterate over it. As a context manager it aborts when left before the end."""
 
-    def __init__(self, transfer: Transfer) -> None:
-        self._transfer = transfer
+    def __init__(self, meeting: Meeting, stream: Stream) -> None:
+        super().__init__(meeting, stream, "receiver")
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        with _failing(self._transfer, "the receiver was stopped"):
-            chunk = await self._transfer.take()
+        with self._failing():
+            chunk = await self._stream.take()
         if chunk is None:
             raise StopAsyncIteration
         return chunk
-
-    def abort(self, reason: str) -> None:
-        """The data cannot be used: the sender gets Cancelled with this reason."""
-        self._transfer.fail(Cancelled(f"the receiver ended the transfer: {reason}"))
 
     async def __aenter__(self) -> Receiver:
         return self
@@ -161,70 +212,70 @@ class Receiver:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self.abort(_reason(error, "it left before the end"))
+        self.abort("it left before the end")
 
 
 class Relay:
-    """All transfers that are open. `capacity` in bytes and `idle_timeout` in seconds hold for each of them."""
+    """All ways that are open. `key` is what tokens are derived from; `capacity` (bytes) and `idle_timeout` (seconds)
+    hold for each direction of each of them."""
 
-    def __init__(self, capacity: int = CAPACITY, idle_timeout: float = IDLE_TIMEOUT) -> None:
+    def __init__(
+        self, key: bytes | None = None, *, capacity: int = CAPACITY, idle_timeout: float = IDLE_TIMEOUT
+    ) -> None:
+        self._key = key or secrets.token_bytes(32)
         self._capacity = capacity
         self._idle_timeout = idle_timeout
-        self._transfers: dict[str, Transfer] = {}
-        self._unused: dict[str, tuple[Transfer, bool]] = {}
+        self._ways: dict[str, Way] = {}
 
-    def open(self, transfer: str, progress: ReportBytes | None = None) -> Transfer:
-        """A new attempt with new tokens, each good for one use. An older one of this name ends with Stale."""
-        self._forget(transfer, Stale("the transfer was begun anew"))
-        opened = Transfer(transfer, self._capacity, self._idle_timeout, progress)
-        self._transfers[transfer] = opened
-        self._unused[opened.send] = (opened, True)
-        self._unused[opened.receive] = (opened, False)
-        return opened
+    @property
+    def open_ways(self) -> list[str]:
+        """The names of the ways that are open."""
+        return list(self._ways)
 
-    def close(self, transfer: str) -> None:
-        """Forget a transfer; if it is not complete, both sides get Cancelled. Absent is success."""
-        self._forget(transfer, Cancelled("the transfer was closed"))
+    def open(self, name: str) -> Way:
+        """The way of this name; opened, unless it is already. Its tokens depend on the key and the name alone."""
+        way = self._ways.get(name)
+        if way is None:
+            source = Tokens(self._token(name, "source put"), self._token(name, "source get"))
+            target = Tokens(self._token(name, "target put"), self._token(name, "target get"))
+            way = self._ways[name] = Way(name, source, target)
+        return way
+
+    def close(self, name: str) -> None:
+        """Forget a way; who is on it gets Cancelled. Absent is success."""
+        way = self._ways.pop(name, None)
+        if way is not None and way.meeting is not None:
+            way.meeting.fail(Cancelled("the transfer was closed"))
 
     def sender(self, token: str) -> Sender:
-        """Use up a send token. Raises Unauthorized for any other, or a used one."""
-        return Sender(self._use(token, sending=True))
+        """Begin to put. Raises Unauthorized for an unknown token."""
+        return Sender(*self._use(token, putting=True))
 
-    def receive(self, token: str) -> Receiver:
-        """Use up a receive token; its bytes come by iterating. Raises Unauthorized for any other, or a used one."""
-        return Receiver(self._use(token, sending=False))
+    def receiver(self, token: str) -> Receiver:
+        """Begin to get. Raises Unauthorized for an unknown token."""
+        return Receiver(*self._use(token, putting=False))
 
-    async def send(self, token: str, chunks: AsyncIterator[bytes]) -> int:
-        """Send a whole stream; gives its bytes once the receiver has them all. What `chunks` raises aborts it."""
-        async with self.sender(token) as sender:
-            async for chunk in chunks:
-                await sender.write(chunk)
-            return await sender.finish()
+    def _token(self, name: str, use: str) -> str:
+        return hmac.new(self._key, f"{use} {name}".encode(), hashlib.sha256).hexdigest()
 
-    def _use(self, token: str, sending: bool) -> Transfer:
-        for known, (transfer, sends) in self._unused.items():
-            if sends is sending and hmac.compare_digest(known.encode(), token.encode(errors="replace")):
-                del self._unused[known]
-                return transfer
-        raise Unauthorized("the transfer's token is unknown or was used already")
+    def _use(self, token: str, putting: bool) -> tuple[Meeting, Stream]:
+        for way in self._ways.values():
+            puts = (way.source.put, way.target.put)
+            for known in way.tokens:
+                same = hmac.compare_digest(known.encode(), token.encode(errors="replace"))
+                if same and (known in puts) is putting:
+                    meeting = self._meeting(way, known)
+                    meeting.used.add(known)
+                    return meeting, meeting.streams[known]
+        raise Unauthorized("the transfer's token is unknown")
 
-    def _forget(self, name: str, error: VzfleetError) -> None:
-        transfer = self._transfers.pop(name, None)
-        if transfer is not None:
-            self._unused.pop(transfer.send, None)
-            self._unused.pop(transfer.receive, None)
-            transfer.fail(error)
-
-
-@contextlib.contextmanager
-def _failing(transfer: Transfer, reason: str) -> Iterator[None]:
-    """A side that is cancelled while it waits takes the other side with it."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        transfer.fail(Cancelled(reason))
-        raise
-
-
-def _reason(error: BaseException | None, otherwise: str) -> str:
-    return str(error)[:200] or type(error).__name__ if error is not None else otherwise
+    def _meeting(self, way: Way, token: str) -> Meeting:
+        """The meeting that is going on, or a new one: an end that comes again has lost its connections of before."""
+        meeting = way.meeting
+        if meeting is None or meeting.over or token in meeting.used:
+            if meeting is not None:
+                meeting.fail(Stale("the other end has come anew"))
+            there, back = (Stream(self._capacity, self._idle_timeout) for _ in range(2))
+            streams = {way.source.put: there, way.target.get: there, way.target.put: back, way.source.get: back}
+            meeting = way.meeting = Meeting(streams)
+        return meeting

@@ -35,6 +35,8 @@ class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How many times a node's disk may be promised to containers."""
     spread_by_hostname: bool = False
     """Prefer nodes with fewer containers whose hostname has the same prefix (up to the last dash and digits)."""
+    transfer_bandwidth: Annotated[int, Meta(ge=10_000)] | None = None
+    """Bytes per second that each move or copy between nodes takes at most; without it as many as there are."""
     heartbeat_interval: Positive = 1.5
     heartbeat_timeout: Positive = 8.0
     sample_interval: Positive = 5.0
@@ -47,6 +49,18 @@ class ControllerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     join_token_lifetime: Positive = 3600.0
     max_upload: Annotated[int, Meta(gt=0)] = 10 * 2**30
     """Largest image file that may be uploaded."""
+    image_servers: dict[str, str] = msgspec.field(
+        default_factory=lambda: {"images": "https://images.linuxcontainers.org"}
+    )
+    """Image servers (simplestreams) by name, each an https URL; `images` is asked for what is not here."""
+    image_ca: Path | None = None
+    """A PEM file of authorities that image servers of one's own are trusted by, beside the system's."""
+    image_index_lifetime: Positive = 3600.0
+    """How long what an image server has is not asked for again."""
+    image_cache_expiry: Annotated[float, Meta(ge=0)] = 10.0
+    """Days after its last use when an image that was fetched for a container is forgotten; 0: never."""
+    image_update_interval: Annotated[float, Meta(ge=0)] = 6.0
+    """Hours between two searches for newer versions of images with `auto_update`; 0: never."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
@@ -86,4 +100,5 @@ def save(settings: ControllerSettings) -> None:
     defaults = ControllerSettings(state=settings.state)
     fields = (name for name in settings.__struct_fields__ if name != "state")
     values = {name: getattr(settings, name) for name in fields if getattr(settings, name) != getattr(defaults, name)}
-    (settings.state / "controller.json").write_bytes(msgspec.json.format(msgspec.json.encode(values), indent=2))
+    encoded = msgspec.json.encode(values, enc_hook=str)
+    (settings.state / "controller.json").write_bytes(msgspec.json.format(encoded, indent=2))

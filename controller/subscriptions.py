@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from controller.records import Event, EventType
+from controller.records import Event, EventType, Operation
 
 PAGE_BYTES = 2**20
 CHUNK = 64 * 1024
@@ -53,6 +53,10 @@ class Renderer(Protocol):
 
     def metric(self, container: str) -> bytes:
         """A container's present figures; nothing if it has none."""
+        ...
+
+    def progress(self, operation: str) -> bytes:
+        """How far an operation is now; nothing if it has ended."""
         ...
 
 
@@ -105,6 +109,7 @@ class Subscription:
     ended: bool = False
     _checked: bool = False
     _dirty: dict[str, None] = field(default_factory=dict)
+    _progressed: dict[str, None] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def told(self, first: int) -> None:
@@ -121,6 +126,13 @@ class Subscription:
         elif wanted:
             self._dirty.update(dict.fromkeys(wanted.intersection(containers)))
         if self._dirty:
+            self._wake.set()
+
+    def progressed(self, operation: Operation) -> None:
+        """An operation is further: how far it is when this one takes the next frames is sent, and nothing before."""
+        wants = self.wants
+        if EventType.OPERATION in wants.types and (wants.container is None or wants.container in operation.containers):
+            self._progressed[operation.id] = None
             self._wake.set()
 
     def end(self, code: int, reason: str) -> None:
@@ -142,9 +154,10 @@ class Subscription:
             self._wake.clear()
             parts = await self._next_events()
             parts += self._next_metrics()
+            parts += self._next_progress()
             if parts:
                 return b"".join(parts)
-            if self.position >= self.events.latest and not self._dirty:
+            if self.position >= self.events.latest and not self._dirty and not self._progressed:
                 await self._wake.wait()
 
     async def _next_events(self) -> list[bytes]:
@@ -159,7 +172,7 @@ class Subscription:
         parts: list[bytes] = []
         size = 0
         for one in kept:
-            self.position = one.event.sequence
+            self._pass(one.event)
             if self.wants.has(one.event):
                 one.frame = one.frame or self.renderer.event(one.event)
                 parts.append(one.frame)
@@ -178,11 +191,17 @@ class Subscription:
         for event in page:
             if event.sequence > self.position + 1 or size > PAGE_BYTES:
                 break
-            self.position = event.sequence
+            self._pass(event)
             if self.wants.has(event):
                 parts.append(self.renderer.event(event))
                 size += len(parts[-1])
         return parts
+
+    def _pass(self, event: Event) -> None:
+        """This event's turn has come; what an operation's says is newer than any progress before it."""
+        self.position = event.sequence
+        if event.type is EventType.OPERATION:
+            self._progressed.pop(event.source.rpartition("/")[2], None)
 
     def _resync(self) -> bytes:
         missed = Resync(self.position, self.events.latest)
@@ -199,3 +218,10 @@ class Subscription:
             parts.append(frame)
             size += len(frame)
         return [part for part in parts if part]
+
+    def _next_progress(self) -> list[bytes]:
+        """Of operations whose events are all sent: an ended one tells nothing any more."""
+        if self.position < self.events.latest:
+            return []
+        waiting, self._progressed = self._progressed, {}
+        return [frame for frame in map(self.renderer.progress, waiting) if frame]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/cluster/", "tests/lxc/test_fleet.py")
+TOGETHER = ("tests/cluster/", "tests/lxc/test_fleet.py", "tests/lxc/test_travels.py")
 """Files, or folders of files, whose tests share what their module builds: once, when one worker has them all."""
 
 

@@ -11,11 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from agent.channel.base import Channel
 from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 
 ReportProgress = Callable[[str, int | None], None]
 """Called with a stage ("unpacking") and a percentage, or None where that is not known."""
+
+ReportTransfer = Callable[[str, int, int | None], None]
+"""Called with a stage ("files", "snapshot one"), the bytes of this round so far, and how many they will be or None."""
 
 StateListener = Callable[[ContainerReport, bool], None]
 """Called when a container changed by itself; the second argument says that it is gone."""
@@ -23,11 +28,63 @@ StateListener = Callable[[ContainerReport, bool], None]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a driver can do beyond the methods below."""
+    """What a driver can do beyond the methods below. `transfers`: `send` and `receive` work in any format."""
 
     disk_limits: bool
     snapshots: bool
     privileged: bool
+    transfers: bool
+
+
+Format = Literal["btrfs", "files"]
+"""How a container's data travel: as a btrfs send stream, or file by file (by rsync)."""
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One round of a transfer at the node that has the container. `transfer` is the same in all rounds, from 0.
+
+    `moving`: the rounds before `last` are taken while it runs, and for `last` it must be stopped. Otherwise it is a
+    copy in one round, of `snapshot` or of the container as it is, running or not.
+    """
+
+    container: str
+    transfer: str
+    round: int
+    format: Format
+    last: bool
+    moving: bool
+    snapshot: str | None = None
+    with_snapshots: bool = False
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One round of a transfer at the node that gets the container, which appears there with the `last` one.
+
+    `refresh`: it is there already, stopped, and gets the files of the source; its identity and limits stay.
+    """
+
+    spec: ContainerSpec
+    transfer: str
+    round: int
+    format: Format
+    last: bool
+    refresh: bool = False
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is to be packed as an image: a container, or its snapshot. `metadata` is the image's metadata.yaml.
+
+    `compression` is `gzip`, `zstd`, `xz` or `none`; `force` packs a running container, too, as it is at one moment.
+    """
+
+    container: str
+    snapshot: str | None
+    metadata: bytes
+    compression: str
+    force: bool = False
 
 
 class Driver(ABC):
@@ -85,9 +142,12 @@ class Driver(ABC):
 
     @abstractmethod
     async def unpack_image(
-        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress
+        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress, offset: int = 0
     ) -> None:
-        """Unpack a verified image file; `layout` is `unified` or `rootfs`. Nothing is visible until it is whole."""
+        """Unpack a verified image file; `layout` is `unified`, `rootfs`, or `split` (a bare root begins at `offset`).
+
+        Nothing is visible until it is whole.
+        """
 
     @abstractmethod
     async def drop_image(self, fingerprint: str) -> None:
@@ -102,16 +162,40 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:
-        """Make a container from another one here, or from its snapshot. It shares no id, lease or machine-id."""
+    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None, refresh: bool = False) -> None:
+        """Make a container from another one here, or from its snapshot. It shares no id, lease or machine-id.
+
+        `refresh`: it is there already, stopped, and gets the files of the source; its identity and limits stay.
+        """
 
     @abstractmethod
-    def send(self, container: str, snapshot: str | None, with_snapshots: bool) -> AsyncIterator[bytes]:
-        """A stopped container's (or a snapshot's) files as a stream which `receive` of any storage understands."""
+    async def send(self, what: Outgoing, channel: Channel, report: ReportTransfer) -> None:
+        """Send one round to a `receive` at the channel's other end; returns when that one has it all.
+
+        Writes and reads until both ends have said `end`, and closes nothing. May be called again for the same round,
+        and then sends what the other end does not have. Raises Conflict when the container must be stopped and runs,
+        Unsupported when this format cannot carry it, Unavailable (as Restarted) as the channel does.
+        """
 
     @abstractmethod
-    async def receive(self, spec: ContainerSpec, stream: AsyncIterator[bytes]) -> None:
-        """Make a container from what `send` gave. Nothing is visible until the stream has ended well."""
+    async def receive(self, what: Incoming, channel: Channel) -> None:
+        """Take one round from a `send` at the channel's other end. With `last` the container is there, stopped.
+
+        What came in earlier rounds, or before a cut, stays until `end_transfer`. A container of this generation that
+        is there already (and is not to be refreshed) is success. Raises InvalidRequest for data that must not be
+        taken, NoSpace, Unavailable (as Restarted) as the channel does; then nothing but the transfer's part is left.
+        """
+
+    @abstractmethod
+    async def end_transfer(self, transfer: str) -> None:
+        """Remove what a transfer keeps on this node, at either end of it. Absent is success."""
+
+    @abstractmethod
+    def publish(self, what: Publication) -> AsyncIterator[bytes]:
+        """An image in LXD's unified format. Neither the hostname nor a machine-id is in it, nor what is below /dev.
+
+        Raises NotFound, Conflict (it runs, and no `force`), Unsupported (no program for the compression).
+        """
 
     @abstractmethod
     async def delete(self, container: str, force: bool) -> None:
@@ -164,6 +248,10 @@ class Driver(ABC):
     @abstractmethod
     async def restore_snapshot(self, container: str, snapshot: str) -> None:
         """Put a stopped container's files back; its identity, address and limits stay."""
+
+    @abstractmethod
+    async def rename_snapshot(self, container: str, snapshot: str, new: str) -> None:
+        """Call a snapshot `new`; done already is success. Another one of that name is Conflict, neither NotFound."""
 
     @abstractmethod
     def sample_node(self) -> NodeSample:

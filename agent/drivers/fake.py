@@ -13,10 +13,20 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import msgspec
-
+from agent.channel.base import Channel
 from agent.config import AgentConfig
-from agent.drivers.base import Capabilities, Driver, ReportProgress, StateListener
+from agent.drivers import fake_transfers
+from agent.drivers.base import (
+    Capabilities,
+    Driver,
+    Incoming,
+    Outgoing,
+    Publication,
+    ReportProgress,
+    ReportTransfer,
+    StateListener,
+)
+from agent.drivers.fake_image import fake_image
 from agent.drivers.fake_node import FakeNode
 from agent.drivers.fake_samples import sample_container, sample_node
 from agent.drivers.fake_state import FakeContainer, FakeImage, FakeSnapshot, Script
@@ -28,9 +38,6 @@ from common.options import parse_config
 from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 from common.states import Status
 from common.tasks import Tasks
-
-_PIECE = 64 * 1024
-_MAX_STREAM = 64 * 1024 * 1024
 
 
 class FakeDriver(Driver):
@@ -49,13 +56,14 @@ class FakeDriver(Driver):
         self._clock = clock
         self._boot_id = boot_id
         self._subnet = config.subnet
+        self._id_map = f"{config.first_id}:{config.id_count}"
         self._node = FakeNode(config.state / "fake", persist)
         self._listener: StateListener | None = None
         self._deaths = Tasks("fake driver")
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(disk_limits=True, snapshots=True, privileged=True)
+        return Capabilities(disk_limits=True, snapshots=True, privileged=True, transfers=True)
 
     @property
     def effects_file(self) -> Path:
@@ -95,7 +103,8 @@ class FakeDriver(Driver):
             cgroup="none",
             agent_version=VERSION,
             subnet=self._subnet,
-            capabilities=("disk_limits", "snapshots", "privileged"),
+            capabilities=("disk_limits", "snapshots", "privileged", "transfers"),
+            id_map=self._id_map,
         )
 
     async def containers(self) -> list[ContainerReport]:
@@ -112,10 +121,12 @@ class FakeDriver(Driver):
         return image is not None and _kind(privileged) in image.kinds
 
     async def unpack_image(
-        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress
+        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress, offset: int = 0
     ) -> None:
-        if layout not in ("unified", "rootfs"):
-            raise InvalidRequest(f"unknown image layout {layout!r}", field="layout", allowed="unified or rootfs")
+        if layout not in ("unified", "rootfs", "split"):
+            raise InvalidRequest(f"unknown image layout {layout!r}", field="layout", allowed="unified, rootfs or split")
+        if offset > file.stat().st_size:
+            raise InvalidRequest("the image ends before its root file system", field="offset")
         report("unpacking", 0)
         await self._node.reach("image.ensure", fingerprint)
         if await self.has_image(fingerprint, privileged):
@@ -137,39 +148,32 @@ class FakeDriver(Driver):
             raise NotFound(f"image {image} is not unpacked on this node", field="image")
         self._node.add("container.create", spec, f"image {image}" if image else "empty", [])
 
-    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:
+    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None, refresh: bool = False) -> None:
         await self._node.reach("container.copy", spec.id)
-        if not self._node.present(spec):
+        there = self._node.find(spec.id) if refresh else None
+        if there is not None and there.running:
+            raise Conflict(f"container {spec.id} is running")
+        present = self._node.present(spec)
+        if there is not None:
+            fake_transfers.refresh(self._node, "container.copy", there, self._node.content(source, snapshot), [])
+        elif not present:
             self._node.add("container.copy", spec, self._node.content(source, snapshot), [])
 
-    async def send(self, container: str, snapshot: str | None, with_snapshots: bool) -> AsyncIterator[bytes]:
-        await self._node.reach("container.send", container)
-        found = self._node.find(container)
-        if snapshot is None and found.running:
-            raise Conflict(f"container {container} is running")
-        sent = FakeContainer(
-            found.spec,
-            Status.STOPPED,
-            self._node.content(container, snapshot),
-            snapshots=found.snapshots if with_snapshots else [],
-        )
-        stream = msgspec.json.encode(sent)
-        for start in range(0, len(stream), _PIECE):
-            yield stream[start : start + _PIECE]
+    async def send(self, what: Outgoing, channel: Channel, report: ReportTransfer) -> None:
+        await fake_transfers.send(self._node, what, channel, report)
 
-    async def receive(self, spec: ContainerSpec, stream: AsyncIterator[bytes]) -> None:
-        received = bytearray()
-        async for piece in stream:
-            received += piece
-            if len(received) > _MAX_STREAM:
-                raise InvalidRequest("the stream is too long for a fake container")
-        try:
-            sent = msgspec.json.decode(received, type=FakeContainer)
-        except msgspec.MsgspecError as error:
-            raise InvalidRequest(f"the stream holds no container: {error}") from None
-        await self._node.reach("container.receive", spec.id)
-        if not self._node.present(spec):
-            self._node.add("container.receive", spec, sent.content, sent.snapshots)
+    async def receive(self, what: Incoming, channel: Channel) -> None:
+        await fake_transfers.receive(self._node, what, channel)
+
+    async def end_transfer(self, transfer: str) -> None:
+        await fake_transfers.end(self._node, transfer)
+
+    async def publish(self, what: Publication) -> AsyncIterator[bytes]:
+        """Never compressed."""
+        await self._node.reach("image.publish", what.container)
+        if what.snapshot is None and self._node.find(what.container).running and not what.force:
+            raise Conflict(f"container {what.container} is running")
+        yield fake_image(what.metadata, self._node.content(what.container, what.snapshot))
 
     async def delete(self, container: str, force: bool) -> None:
         await self._node.reach("container.delete", container)
@@ -277,6 +281,18 @@ class FakeDriver(Driver):
         if found.content != content:
             found.content = content
             self._node.done("snapshot.restore", container)
+
+    async def rename_snapshot(self, container: str, snapshot: str, new: str) -> None:
+        await self._node.reach("snapshot.rename", container)
+        found = self._node.find(container)
+        taken, there = found.snapshot(snapshot), found.snapshot(new)
+        if taken is None and there is None:
+            raise NotFound(f"container {container} has no snapshot {snapshot}")
+        if taken is not None and there is not None and taken is not there:
+            raise Conflict(f"container {container} has a snapshot {new} already")
+        if taken is not None and there is None:
+            taken.name = new
+            self._node.done("snapshot.rename", container)
 
     def sample_node(self) -> NodeSample:
         now = self._clock.now().timestamp()

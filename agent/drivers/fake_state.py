@@ -79,11 +79,15 @@ class Effect(Struct):
 
 
 class FakeWorld(Struct):
-    """All that exists on a fake node; `last` is the effect by which it became so."""
+    """All that exists on a fake node; `last` is the effect by which it became so.
+
+    `transfers`: the transfers that keep something here, and their latest round.
+    """
 
     boot_id: str = ""
     containers: dict[str, FakeContainer] = {}
     images: dict[str, FakeImage] = {}
+    transfers: dict[str, int] = {}
     last: Effect | None = None
 
     def image_reports(self) -> list[ImageReport]:

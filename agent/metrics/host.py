@@ -48,6 +48,7 @@ def node_facts(
     subnet: str | None,
     pool: tuple[int, int],
     capabilities: Iterable[str],
+    id_map: str,
 ) -> NodeFacts:
     """What the node is. `cgroup` is `v1` or `v2`, `pool` the storage pool's (size, free) in bytes."""
     return NodeFacts(
@@ -64,6 +65,7 @@ def node_facts(
         agent_version=VERSION,
         subnet=subnet,
         capabilities=tuple(capabilities),
+        id_map=id_map,
     )
 
 

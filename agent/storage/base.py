@@ -1,7 +1,8 @@
 """What a driver asks of a place where file systems live.
 
 A volume is a directory tree with a name: `images/<fingerprint>-<kind>`, `containers/<id>`,
-`snapshots/<id>/<name>`; `kind` is `mapped` or `privileged`. The container's root is `<volume>/rootfs`.
+`snapshots/<id>/<name>`, `transfers/<id>`; `kind` is `mapped` or `privileged`. The container's root is
+`<volume>/rootfs`. What a transfer keeps are volumes inside its own one, and go with it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class Storage(ABC):
         """A staging volume with the content of another one (crash-consistent), without its limit."""
 
     @abstractmethod
+    async def snapshot(self, source: str, volume: str) -> None:
+        """Make `volume` a read-only snapshot of another one, for `btrfs send`. There already is success.
+
+        Raises Unsupported where there is no such thing, and for a source with subvolumes inside: they would be missing.
+        """
+
+    @abstractmethod
     async def delete(self, volume: str) -> None:
         """Remove a volume with all that was made inside it. Absent is success."""
 
@@ -77,4 +85,4 @@ class Storage(ABC):
 
     @abstractmethod
     def volumes(self, kind: str) -> list[str]:
-        """The names below `images`, `containers` or `snapshots/<id>`."""
+        """The names below `images`, `containers`, `snapshots/<id>`, or a transfer's volume."""

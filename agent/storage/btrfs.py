@@ -9,7 +9,8 @@ from pathlib import Path
 
 from agent.storage import btrfs_ioctl as btrfs
 from agent.storage.loop import LoopPool
-from agent.storage.volumes import VolumeTree, make_directory, remove_if_empty, translated
+from agent.storage.volumes import VolumeTree, finished, make_directory, remove_if_empty, translated
+from common.errors import Unsupported
 
 log = logging.getLogger(__name__)
 _SYSFS = Path("/sys/fs/btrfs")
@@ -92,6 +93,19 @@ class BtrfsStorage(VolumeTree):
         except OSError as error:
             raise translated(error, f"{source.name} cannot be cloned") from error
         return staging
+
+    async def snapshot(self, source: str, volume: str) -> None:
+        await finished(self._snapshot, self.path(source), self.path(volume))
+
+    def _snapshot(self, source: Path, target: Path) -> None:
+        try:
+            if os.path.lexists(target):
+                return
+            if btrfs.has_nested(source):
+                raise Unsupported(f"{source.name} has subvolumes inside, which a btrfs stream would leave out")
+            btrfs.snapshot(source, target, read_only=True)
+        except OSError as error:
+            raise translated(error, f"no snapshot of {source.name} can be taken") from error
 
     async def set_limit(self, volume: str, size: int | None) -> None:
         await self.limit_staging(self.path(volume), size)

@@ -60,6 +60,9 @@ class DirStorage(VolumeTree):
             raise
         return staging
 
+    async def snapshot(self, _source: str, _volume: str) -> None:
+        raise Unsupported("storage 'dir' has no read-only snapshots; btrfs has")
+
     async def set_limit(self, _volume: str, size: int | None) -> None:
         if size is not None:
             raise Unsupported("storage 'dir' cannot hold a disk limit; btrfs can", field="config.limits.disk")

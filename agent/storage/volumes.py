@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 from agent.storage.base import Storage
 from common.errors import DriverFailed, NoSpace
 
-KINDS = ("images", "containers", "snapshots")
+KINDS = ("images", "containers", "snapshots", "transfers")
 STAGING = "staging"
 PASSABLE = 0o711
+TRANSFER_LIFETIME = 24 * 3600.0
+"""Seconds after its last round when a transfer, which nobody ended, is swept at `open`."""
 _RENAME_EXCHANGE = 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -138,6 +141,9 @@ class VolumeTree(Storage):
             make_directory(self.root / name)
         for leftover in sorted(self._staging.iterdir()):
             self._discard(leftover)
+        for transfer in sorted((self.root / "transfers").iterdir()):
+            if time.time() - transfer.lstat().st_mtime > TRANSFER_LIFETIME:
+                self._delete(transfer)
 
     def _remove_all(self) -> None:
         for kind in KINDS:
@@ -187,6 +193,20 @@ def remove_tree(path: Path) -> None:
     )
     if done.returncode != 0:
         raise OSError(errno.EIO, done.stderr[-300:].decode(errors="replace").strip(), str(path))
+
+
+async def sync_files(path: Path) -> None:
+    """Make all that was written to the file system of a directory durable (syncfs(2))."""
+    await finished(_sync_files, path)
+
+
+def _sync_files(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _LIBC.syncfs(descriptor) != 0:
+            raise DriverFailed(f"{path.name} cannot be written: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

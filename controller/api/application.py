@@ -13,6 +13,8 @@ from tornado.web import Application, RequestHandler
 from controller.api import (
     containers,
     events,
+    image_aliases,
+    image_export,
     images,
     internal,
     metadata,
@@ -41,6 +43,8 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     *containers.routes,
     *states.routes,
     *snapshots.routes,
+    *image_aliases.routes,
+    *image_export.routes,
     *images.routes,
     *nodes.routes,
     *operations.routes,

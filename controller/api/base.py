@@ -37,12 +37,14 @@ IGNORED_PARAMETERS = ("project", "target")
 class Handler(RequestHandler):
     """Base of all handlers. `rights` names the right of every method that is served; what is not there is 405.
 
-    `parameters` are the query's names that are understood; others are refused. `while_reconciling` serves writes also
+    `parameters` are the query's names that are understood, `prefixes` the beginnings of such; others are refused.
+    `while_reconciling` serves writes also
     while the controller accepts none, because rows were lost. `streamed` bodies come after `prepare`.
     """
 
     rights: ClassVar[dict[str, Right]] = {}
     parameters: ClassVar[Sequence[str]] = ()
+    prefixes: ClassVar[Sequence[str]] = ()
     while_reconciling: ClassVar[bool] = False
     streamed: ClassVar[bool] = False
     services: Services
@@ -81,7 +83,8 @@ class Handler(RequestHandler):
 
     def _check_parameters(self) -> None:
         for name, values in self.request.query_arguments.items():
-            if name not in self.parameters and name not in IGNORED_PARAMETERS and any(values):
+            known = name in self.parameters or name.startswith(tuple(self.prefixes))
+            if not known and name not in IGNORED_PARAMETERS and any(values):
                 allowed = ", ".join(self.parameters) or "none"
                 raise InvalidRequest(f"unknown query parameter {name[:80]!r}", field=name[:80], allowed=allowed)
 
@@ -164,14 +167,17 @@ class Handler(RequestHandler):
         """A sync envelope around JSON that is ready."""
         self.finish(sync_envelope(metadata))
 
-    async def answer_write(self, metadata: Any, secret: bool = False) -> None:
+    async def answer_write(
+        self, metadata: Any, secret: bool = False, status: int = 200, location: str | None = None
+    ) -> None:
         """A sync envelope after a write, kept for its Idempotency-Key; a `secret` one is given once only."""
         if self._promise is not None:
             text = "the first answer held a secret, which is not kept: ask again with a new Idempotency-Key"
             refusal = error_envelope(409, text, {"code": Conflict.code, "field": "Idempotency-Key"})
-            status, body = (409, orjson.dumps(refusal)) if secret else (200, sync_envelope(orjson.dumps(metadata)))
-            await self.services.promises.answered(self._promise, status, None, body)
-        self.answer(metadata)
+            body = sync_envelope(orjson.dumps(metadata))
+            kept = (409, None, orjson.dumps(refusal)) if secret else (status, location, body)
+            await self.services.promises.answered(self._promise, *kept)
+        self.answer(metadata, status, location)
 
     def answer_operation(self, operation: Operation) -> None:
         """An async envelope (R3 with the document's spellings)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -16,7 +17,14 @@ T = TypeVar("T")
 _MESSAGE = re.compile(r"(?P<text>.*?)(?: - at (?P<key>`key` in )?`(?P<path>[^`]*)`)?", re.DOTALL)
 _NAMED = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 _PLACE = re.compile(r"\.([^.\[]+)|(\[\.\.\.\])")
-_WORDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", Any: "any value"}
+_WORDS = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    datetime: "a time in RFC 3339",
+    Any: "any value",
+}
 _LONGEST_NAME = 160
 
 

@@ -15,6 +15,7 @@ from controller.live import LiveContainer
 from controller.services.changes import check_match, etag_of
 from controller.services.requests import (
     AdoptSource,
+    CopySource,
     CreateBody,
     CreateWithIdBody,
     MigrationSource,
@@ -88,11 +89,13 @@ class Containers(Handler):
 
 
 async def create(handler: Handler, container: str | None, body: CreateBody) -> None:
-    """Create from any source, or move or adopt when the source says so."""
+    """Create from any source, or move, refresh or adopt when the source says so."""
     if isinstance(body.source, MigrationSource):
         if container is None:
             raise InvalidRequest("a move needs an id", field="id", allowed="the container's own, or a new one")
         operation = await handler.services.moves.migrate(handler.known, container, body, body.source)
+    elif isinstance(body.source, CopySource) and body.source.refresh:
+        operation = await handler.services.refreshes.refresh(handler.known, container, body, body.source)
     elif isinstance(body.source, AdoptSource):
         operation = await handler.services.adoptions.adopt(handler.known, container, body)
     else:
@@ -130,7 +133,7 @@ class Container(Handler):
         if self.has_field("restore"):
             restore = self.body(RestoreBody).restore
             check_match(self.services.containers.get(container).record, expected)
-            self.answer_operation(await self.services.states.restore(self.known, container, restore))
+            self.answer_operation(await self.services.snapshots.restore(self.known, container, restore))
             return
         body = self.body(UpdateBody)
         live = self.services.containers.get(container)

@@ -61,6 +61,14 @@ class Frames(Renderer):
         at = timestamp(datetime.fromtimestamp(live.sampled_at, UTC))
         return _object("metric", at, live.record.node, view)
 
+    def progress(self, operation: str) -> bytes:
+        """The operation as it is now, without a number, since it is not kept; nothing once it has ended."""
+        live = self._operations.under_way(operation)
+        if live is None:
+            return b""
+        view = operation_view(live, self._operations)
+        return _object(EventType.OPERATION, timestamp(datetime.now(UTC)), live.node or "", view)
+
     def _operation(self, event: Event) -> dict[str, Any]:
         operation = msgspec.convert(event.body, Operation, strict=False)
         return operation_view(operation, self._operations)

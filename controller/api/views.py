@@ -179,6 +179,9 @@ def snapshot_view(snapshot: Snapshot) -> dict[str, Any]:
         "container": snapshot.container,
         "created_at": snapshot.created_at,
         "config": snapshot.config,
+        "expires_at": snapshot.expires_at,
+        "scheduled": snapshot.scheduled,
+        "stateful": False,
     }
 
 
@@ -247,10 +250,11 @@ def _unmanaged(report: ContainerReport) -> dict[str, Any]:
 
 
 def image_view(image: Image) -> dict[str, Any]:
-    """An image."""
+    """An image. `created_at` is when the controller got it; `last_used_at` is at most an hour too old."""
+    origin = image.origin
     return {
         "fingerprint": image.fingerprint,
-        "aliases": [{"name": alias} for alias in image.aliases],
+        "aliases": [{"name": alias, "description": image.descriptions.get(alias, "")} for alias in image.aliases],
         "properties": image.properties,
         "architecture": image.properties.get("architecture"),
         "layout": image.layout,
@@ -258,8 +262,14 @@ def image_view(image: Image) -> dict[str, Any]:
         "filename": image.filename,
         "source": image.source or None,
         "created_at": image.created_at,
+        "uploaded_at": image.created_at,
+        "last_used_at": image.last_used_at,
+        "expires_at": image.expires_at,
         "type": "container",
-        "public": False,
+        "public": image.public,
+        "cached": image.cached,
+        "auto_update": image.auto_update,
+        "update_source": None if origin is None else to_builtins(origin),
     }
 
 

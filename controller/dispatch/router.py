@@ -13,11 +13,11 @@ from typing import cast
 import zmq
 from zmq.utils import z85
 
+from common import zap
 from common.clock import Clock
 from common.codec import MAX_MESSAGE
 from common.errors import InvalidRequest
 from common.keys import KeyPair
-from controller.dispatch import zap
 from controller.dispatch.drops import Drops
 from controller.dispatch.listener import Receive
 
@@ -63,7 +63,7 @@ class Router:
         self._agents = _Reader(socket, self._take, self.drops)
         try:
             gate.linger = 0
-            gate.bind("inproc://zeromq.zap.01")
+            gate.bind(zap.ENDPOINT)
             for option, value in _OPTIONS.items():
                 socket.set(option, value)
             socket.set(zmq.IPV6, int("[" in self._endpoint))

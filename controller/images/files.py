@@ -15,6 +15,8 @@ from common.errors import Cancelled, NoSpace, TooLarge
 from common.names import FINGERPRINT, check_fingerprint
 
 BATCH = 1024 * 1024
+Mark = tuple[int, "hashlib._Hash"]
+"""A place in a staged file: its size there, and the hash up to there."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -45,6 +47,20 @@ class StagedImage:
         self._batch += chunk
         if len(self._batch) >= BATCH:
             await self._flush()
+
+    async def mark(self) -> Mark:
+        """The present end, to come back to it. Raises NoSpace."""
+        self._check_open()
+        await self._flush()
+        return self.size, self._hash.copy()
+
+    async def rewind(self, mark: Mark) -> None:
+        """Forget what was written since. Raises NoSpace."""
+        self._check_open()
+        await self._flush()
+        self.size = mark[0]
+        self._hash = mark[1].copy()
+        await self._in_thread(lambda: self._cut(mark[0]))
 
     async def finish(self) -> tuple[str, int]:
         """No more bytes will come: gives the fingerprint and the size in bytes. Raises NoSpace."""
@@ -92,6 +108,10 @@ class StagedImage:
         left = memoryview(batch)
         while left:
             left = left[os.write(self._descriptor, left) :]
+
+    def _cut(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+        os.lseek(self._descriptor, size, os.SEEK_SET)
 
     def _move(self, target: Path) -> None:
         os.fsync(self._descriptor)

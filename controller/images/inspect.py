@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from common.archives import COMPRESSIONS, MAX_ENTRIES, decompressed_limit
 from common.errors import InvalidRequest, TooLarge, Unsupported
 from controller.images.metadata import MAX_METADATA, read_metadata
 from controller.images.tar import Reader
@@ -23,22 +25,16 @@ ALLOWED = (
 )
 TIMEOUT = 600.0
 """Seconds for reading the whole archive once; a larger one is an attack or beyond this host."""
-MAX_ENTRIES = 2_000_000
 MAX_NAME = 4096
+MAX_METADATA_ARCHIVE = 16 * 2**20
+"""Bytes of a split image's first archive: metadata.yaml and templates."""
 ROOT_DIRECTORIES = frozenset({"bin", "sbin", "etc", "usr"})
-# The first bytes of each compression, and the program that unpacks it with bounded memory.
-COMPRESSIONS: dict[str, tuple[bytes, tuple[str, ...]]] = {
-    "gz": (b"\x1f\x8b", ("gzip",)),
-    "xz": (b"\xfd7zXZ\x00", ("xz", "--threads=1", "--memlimit-decompress=256MiB")),
-    "zst": (b"\x28\xb5\x2f\xfd", ("zstd", "--memory=256MB")),
-    "bz2": (b"BZh", ("bzip2",)),
-}
 _TAR_MAGIC = slice(257, 262)
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image file. `layout` is `unified` or `rootfs`; `compression` gz, xz, zst, bz2 or none.
+    """An image file. `layout` is `unified`, `rootfs` or `split`; `compression` gz, xz, zst, bz2 or none.
 
     `properties` are those of metadata.yaml, all text; a bare root file system has none, and no architecture.
     """
@@ -56,12 +52,7 @@ async def inspect(path: Path, *, timeout: float = TIMEOUT) -> ImageFacts:
     Raises InvalidRequest for what is no image, TooLarge for too many entries, DeadlinePassed after `timeout` seconds,
     Unsupported when this host has no program for its compression.
     """
-    with path.open("rb") as file:
-        compression = _compression(file.read(512))
-    program = COMPRESSIONS[compression][1] if compression != "none" else ()
-    if program and shutil.which(program[0]) is None:
-        raise Unsupported(f"the controller has no {program[0]} to read the image with: install it")
-    reader = Reader(path, program, timeout)
+    reader, compression = _reader(path, timeout)
     contents = await _survey(reader)
     if contents.metadata is None:
         if not contents.top & ROOT_DIRECTORIES:
@@ -75,6 +66,43 @@ async def inspect(path: Path, *, timeout: float = TIMEOUT) -> ImageFacts:
     text = await reader.print_member(contents.metadata, MAX_METADATA)
     facts = await asyncio.to_thread(read_metadata, text)
     return ImageFacts("unified", compression, facts.architecture, facts.created_at, facts.properties)
+
+
+async def inspect_split(path: Path, offset: int, *, timeout: float = TIMEOUT) -> ImageFacts:
+    """Read what a split image is: an archive with metadata.yaml, and from `offset` on that of the root file system.
+
+    Raises what `inspect` raises.
+    """
+    if not 0 < offset < path.stat().st_size:
+        raise _refused("one of the two parts of the image is empty")
+    if offset > MAX_METADATA_ARCHIVE:
+        raise TooLarge("the image's metadata is too large", field="file", allowed=f"at most {MAX_METADATA_ARCHIVE}")
+    with tempfile.TemporaryFile() as head, path.open("rb") as file:
+        await asyncio.to_thread(head.write, file.read(offset))
+        head.flush()
+        # A file without a name, which ends where the metadata's archive does.
+        metadata, _ = _reader(Path(f"/proc/self/fd/{head.fileno()}"), timeout)
+        name = (await _survey(metadata)).metadata
+        if name is None:
+            raise _refused("the metadata's archive has no metadata.yaml")
+        text = await metadata.print_member(name, MAX_METADATA)
+    root, compression = _reader(path, timeout, offset)
+    if not (await _survey(root)).top & ROOT_DIRECTORIES:
+        raise _refused("the second archive holds no root file system at its top")
+    facts = await asyncio.to_thread(read_metadata, text)
+    return ImageFacts("split", compression, facts.architecture, facts.created_at, facts.properties)
+
+
+def _reader(path: Path, timeout: float, offset: int = 0) -> tuple[Reader, str]:
+    """A reader of the archive that begins at `offset`, and its compression. Raises InvalidRequest, Unsupported."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        compression = _compression(file.read(512))
+    program = COMPRESSIONS[compression][1] if compression != "none" else ()
+    if program and shutil.which(program[0]) is None:
+        raise Unsupported(f"the controller has no {program[0]} to read the image with: install it")
+    limit = decompressed_limit(path.stat().st_size - offset)
+    return Reader(path, program, timeout, limit, offset), compression
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,8 @@ MAX_METADATA = 64 * 1024
 MAX_PROPERTIES = 64
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAX_VALUE = 1024
+PROPERTY_NAME_RULE = "1-64 of A-Z a-z 0-9 . _ -"
+PROPERTY_RULE = f"at most {MAX_VALUE} characters, none of them a control character"
 _SECONDS = re.compile(r"[0-9]{1,11}")
 FIELD = "file.metadata.yaml"
 
@@ -27,6 +30,22 @@ class Metadata:
     architecture: str
     created_at: datetime | None
     properties: dict[str, str]
+
+
+def check_properties(properties: Mapping[str, str], field: str) -> dict[str, str]:
+    """Return what may be an image's properties, else raise InvalidRequest; `field` is where they stand."""
+    if len(properties) > MAX_PROPERTIES:
+        raise InvalidRequest("too many properties", field=field, allowed=f"at most {MAX_PROPERTIES}")
+    for name, value in properties.items():
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest(f"invalid property {name[:80]!r}", field=field, allowed=PROPERTY_NAME_RULE)
+        if not _is_text(value):
+            raise InvalidRequest(f"invalid property {name}", field=f"{field}.{name}", allowed=PROPERTY_RULE)
+    return dict(properties)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_VALUE and not has_control_characters(value)
 
 
 class _TextLoader(yaml.BaseLoader):
@@ -69,13 +88,13 @@ def _load(text: bytes) -> dict[Any, Any]:
 
 def _property_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise _refused("properties", "names of 1-64 of A-Z a-z 0-9 . _ -")
+        raise _refused("properties", f"names of {PROPERTY_NAME_RULE}")
     return name
 
 
 def _property(name: object, value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_VALUE or has_control_characters(value):
-        raise _refused(f"properties.{name}", f"at most {MAX_VALUE} characters, none of them a control character")
+    if not isinstance(value, str) or not _is_text(value):
+        raise _refused(f"properties.{name}", PROPERTY_RULE)
     return value
 
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from controller.operations import adoptions, containers, copies, images, moves, nodes, recoveries, snapshots, states
+from controller.operations import (
+    adoptions,
+    containers,
+    copies,
+    image_publishing,
+    image_pulls,
+    images,
+    moves,
+    nodes,
+    recoveries,
+    snapshots,
+    states,
+)
 from controller.operations.kinds import Kind
 
 KINDS: dict[str, Kind] = {
@@ -19,8 +31,11 @@ KINDS: dict[str, Kind] = {
         states.UNFREEZE,
         snapshots.CREATE,
         snapshots.DELETE,
+        snapshots.RENAME,
+        snapshots.UPDATE,
         snapshots.RESTORE,
         copies.COPY,
+        copies.REFRESH,
         moves.MOVE,
         recoveries.FROM_IMAGE,
         recoveries.FROM_COPY,
@@ -28,6 +43,9 @@ KINDS: dict[str, Kind] = {
         nodes.DRAIN,
         nodes.RESTORE,
         images.IMPORT,
+        image_pulls.PULL,
+        image_pulls.REFRESH,
+        image_publishing.PUBLISH,
         images.DELETE,
     )
 }

@@ -18,15 +18,18 @@ from common.commands import (
 from common.errors import Conflict, NotFound, Stale
 from common.options import parse_config
 from common.reports import ContainerSpec, ImageSpec
+from controller.images.servers import RemoteSource
+from controller.images.simplestreams import canonical
 from controller.operations.kinds import Context, Kind, Step
 from controller.operations.power import started
 from controller.records import Operation, Phase
 from controller.store import containers as rows
 from controller.store.db import Transaction
+from controller.store.images import note_use
 
 
-class CreateParameters(Struct, frozen=True):
-    """A creation: from a stored image (`fingerprint`), a builder's key (`source`), or an empty root (neither)."""
+class CreateParameters(Struct, frozen=True, kw_only=True):
+    """A creation: from a stored image (`fingerprint`), a builder's key (`source`), of a server, or an empty root."""
 
     spec: ContainerSpec
     node: str
@@ -34,6 +37,7 @@ class CreateParameters(Struct, frozen=True):
     source: str | None
     properties: dict[str, str]
     start: bool
+    remote: RemoteSource | None = None
 
 
 class ChangeParameters(Struct, frozen=True):
@@ -62,10 +66,24 @@ class DeleteParameters(Struct, frozen=True):
 
 async def _obtain_image(context: Context) -> dict[str, Any] | None:
     wanted = context.parameters(CreateParameters)
+    if wanted.remote is not None:
+        return await _obtain_remote(context, wanted.remote, wanted.node)
     if wanted.fingerprint is not None or wanted.source is None:
         return None
     image = await context.resources.images.obtain(wanted.source, wanted.properties, context.report)
     return {"fingerprint": image.fingerprint}
+
+
+async def _obtain_remote(context: Context, remote: RemoteSource, node: str) -> dict[str, Any]:
+    got = await context.remote_images.obtain(remote, context.show)
+    live = context.resources.fleet.nodes.get(node)
+    facts = live.record.facts if live is not None else None
+    architecture = canonical(got.image.properties.get("architecture", ""))
+    if facts is not None and architecture not in ("", facts.architecture):
+        raise Conflict(
+            f"the image is for {architecture}, and node {node} is {facts.architecture}", field="source.fingerprint"
+        )
+    return {"fingerprint": got.image.fingerprint} | ({"serial": got.serial} if got.serial else {})
 
 
 def _fingerprint(context: Context) -> str | None:
@@ -91,7 +109,7 @@ async def _ensure_image(context: Context, node: str, fingerprint: str, privilege
         raise NotFound(f"image {fingerprint[:12]} was deleted meanwhile", field="source")
     ticket = context.resources.images.ticket(fingerprint, context.operation.id)
     path = f"/1.0/internal/images/{fingerprint}"
-    spec = ImageSpec(fingerprint, image.layout, image.size, path, ticket)
+    spec = ImageSpec(fingerprint, image.layout, image.size, path, ticket, image.rootfs_offset)
     await context.command(node, EnsureImage(spec, privileged), generation=0)
     live = context.resources.fleet.nodes.get(node)
     if live is not None and live.images is not None:
@@ -120,10 +138,11 @@ async def _start_created(context: Context) -> None:
 
 def _created(transaction: Transaction, operation: Operation) -> None:
     record = rows.require(transaction, operation.containers[0])
-    fingerprint = operation.outputs.get("image", {}).get("fingerprint")
+    got = operation.outputs.get("image", {})
     image = record.image
-    if fingerprint is not None and image is not None:
-        image = {**image, "fingerprint": fingerprint}
+    if got and image is not None:
+        image = {**image, **got}
+    note_use(transaction, (image or {}).get("fingerprint"), operation.updated_at)
     power = started(operation.parameters["start"])
     ready = msgspec.structs.replace(record, phase=Phase.READY, operation=None, image=image, error=None, power=power)
     rows.rows.replace(transaction, ready)

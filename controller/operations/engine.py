@@ -14,7 +14,7 @@ from common.failpoints import FailPoints, never
 from common.states import Status
 from common.tasks import Tasks
 from controller.operations import machine
-from controller.operations.execution import Acknowledge, Execution
+from controller.operations.execution import Acknowledge, Execution, Progressed
 from controller.operations.kinds import Kind, Resources
 from controller.operations.machine import State
 from controller.operations.recorder import Recorder
@@ -35,12 +35,14 @@ class Engine:
         resources: Resources,
         acknowledge: Acknowledge,
         failpoints: FailPoints = never,
+        progressed: Progressed = lambda _: None,
     ) -> None:
         self._store = store
         self._kinds = kinds
         self._resources = resources
         self._acknowledge = acknowledge
         self._reach = failpoints
+        self._progressed = progressed
         self._recorder = Recorder(store, resources.clock)
         self._running: dict[str, Execution] = {}
         self._tasks = Tasks("operations")
@@ -56,7 +58,16 @@ class Engine:
     def start(self, operation: Operation, resumed: bool = False) -> None:
         """Begin with an operation whose row is committed, or go on with one of an earlier life of the controller."""
         kind = self._kinds[operation.kind]
-        execution = Execution(operation, kind, self._resources, self._recorder, self._acknowledge, self._reach, resumed)
+        execution = Execution(
+            operation,
+            kind,
+            self._resources,
+            self._recorder,
+            self._acknowledge,
+            self._reach,
+            self._progressed,
+            resumed,
+        )
         self._running[operation.id] = execution
         self._tasks.start(self._run(operation.id, execution), operation.id)
 
@@ -91,6 +102,11 @@ class Engine:
         if record is None:
             raise NotFound(f"operation {operation} not found", field="operation")
         return record
+
+    def under_way(self, operation: str) -> Operation | None:
+        """The operation as it is now, if it runs."""
+        running = self._running.get(operation)
+        return None if running is None or running.operation.status.final else running.operation
 
     def live(self, operation: Operation) -> Operation:
         """The running state of an operation that was read from the store, if it runs."""

@@ -20,7 +20,9 @@ from common.states import Status
 from controller.operations import machine
 from controller.operations.kinds import Context, Kind, Resources, Step
 from controller.operations.machine import Act, Decision, State
+from controller.operations.pace import Pace
 from controller.operations.recorder import Recorder
+from controller.operations.transfers import progress_of
 from controller.records import Operation
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ UNDO_TIME = 60.0
 ABANDON_TIME = 10.0
 """Seconds that a node has to say how a command ended which it was asked to give up."""
 Acknowledge = Callable[[str, list[str]], None]
+Progressed = Callable[[Operation], None]
+"""Hears of an operation that it is further within its step, once a second at most."""
 
 
 class Execution:
@@ -41,6 +45,7 @@ class Execution:
         recorder: Recorder,
         acknowledge: Acknowledge,
         reach: FailPoints,
+        progressed: Progressed,
         resumed: bool = False,
     ) -> None:
         """`acknowledge` tells a node that results of its commands are committed.
@@ -55,6 +60,7 @@ class Execution:
         self._acknowledge = acknowledge
         self._reach = reach
         self._unseen = resumed
+        self._pace = Pace(lambda: progressed(self.operation))
         self._context = self._new_context()
         self._cancelled = asyncio.Event()
         self._ended = asyncio.Event()
@@ -102,6 +108,7 @@ class Execution:
         try:
             await self._carry_out()
         finally:
+            self._pace.close()
             self._ended.set()
 
     async def _carry_out(self) -> None:
@@ -206,6 +213,8 @@ class Execution:
 
     async def _record(self, context: Context, step: Step | None, state: State, output: Any, over: bool) -> None:
         """Commit where it stands, then let the nodes forget the results that led there."""
+        if over:
+            self._pace.close()
         context.operation = await self._recorder.record(
             self._kind, self.operation, state, step=step, output=output, over=over, cancelled=self._cancelled.is_set
         )
@@ -226,18 +235,20 @@ class Execution:
     def _show_progress(self, note: dict[str, Any]) -> None:
         metadata = {**self.operation.metadata, "progress": note}
         self.operation = msgspec.structs.replace(self.operation, metadata=metadata)
+        self._pace.new()
 
     def _new_context(self) -> Context:
         clock = self._resources.clock
-        deadline, made = (datetime.fromisoformat(at) for at in (self.operation.deadline_at, self.operation.created_at))
+        ends, made = (datetime.fromisoformat(at) for at in (self.operation.deadline_at, self.operation.created_at))
         # A clock that was set back gives no more time than there was.
-        left = min(deadline - clock.now(), deadline - made).total_seconds()
+        left = min(ends - clock.now(), ends - made).total_seconds()
 
         def report(stage: str, percent: int | None) -> None:
             self._show_progress({"stage": stage} if percent is None else {"stage": stage, "percent": percent})
 
         def progress(message: Progress) -> None:
-            fields = msgspec.to_builtins(message)
-            self._show_progress({key: value for key, value in fields.items() if key not in ("type", "command")})
+            known = {key: value for key, value in progress_of(message).items() if value is not None}
+            self._show_progress(known)
 
-        return Context(self.operation, self._resources, clock.monotonic() + left, report, progress, self._tell)
+        deadline = clock.monotonic() + left
+        return Context(self.operation, self._resources, deadline, report, progress, self._tell, self._show_progress)

@@ -23,6 +23,7 @@ class ImportParameters(Struct, frozen=True):
     upload: str
     filename: str
     aliases: tuple[str, ...]
+    offset: int = 0
 
 
 class DeleteImageParameters(Struct, frozen=True):
@@ -34,7 +35,7 @@ class DeleteImageParameters(Struct, frozen=True):
 async def _import(context: Context) -> dict[str, Any]:
     wanted = context.parameters(ImportParameters)
     context.report("inspecting", None)
-    image = await context.resources.images.import_upload(wanted.upload, wanted.filename, wanted.aliases)
+    image = await context.resources.images.import_upload(wanted.upload, wanted.filename, wanted.aliases, wanted.offset)
     return {"fingerprint": image.fingerprint, "size": image.size}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -12,9 +13,12 @@ import msgspec
 
 from common.clock import Clock
 from common.commands import Arguments, DeleteContainer, RenameContainer
-from common.errors import Abandoned, Conflict, Internal, NoSpace
+from common.errors import Abandoned, Conflict, Internal, NoSpace, Unsupported
 from common.messages import Outcome, Progress, Result
 from controller.fleet import Fleet
+from controller.images.deposits import Deposits
+from controller.images.files import StagedImage
+from controller.images.servers import Keep, RemoteSource
 from controller.operations.machine import Shape
 from controller.records import Image, Operation
 from controller.relay import Relay
@@ -22,6 +26,8 @@ from controller.store.db import Transaction
 
 T = TypeVar("T")
 ReportProgress = Callable[[str, int | None], None]
+Heard = Callable[[Progress], None]
+Show = Callable[[dict[str, Any]], None]
 ROOM_RETRY = 2.0
 """Seconds between two tries of what a full disk refuses."""
 
@@ -51,8 +57,21 @@ class ImageSupply(Protocol):
         """The image of a builder's key, built when the controller does not have it."""
         ...
 
-    async def import_upload(self, upload: str, filename: str, aliases: tuple[str, ...]) -> Image:
-        """Keep an uploaded file as an image, if it is one."""
+    async def hold(self, staged: StagedImage) -> str:
+        """Keep a complete upload until `import_upload`; its fingerprint."""
+        ...
+
+    async def import_upload(
+        self,
+        upload: str,
+        filename: str,
+        aliases: tuple[str, ...],
+        offset: int = 0,
+        *,
+        public: bool = False,
+        expires_at: str | None = None,
+    ) -> Image:
+        """Keep an uploaded file as an image, if it is one; a split one's second file begins at `offset`."""
         ...
 
     async def forget(self, fingerprint: str) -> None:
@@ -61,6 +80,39 @@ class ImageSupply(Protocol):
 
     def ticket(self, fingerprint: str, operation: str) -> str:
         """A token good for fetching that file for that operation."""
+        ...
+
+
+class Obtained(Protocol):
+    """An image that is here now, and its version on its server where that is known."""
+
+    @property
+    def image(self) -> Image: ...
+
+    @property
+    def serial(self) -> str: ...
+
+
+class RemoteImages(Protocol):
+    """Where images of other servers come from: `controller.services.remotes`, or a test's double.
+
+    Each is told where to report how far it is.
+    """
+
+    async def obtain(self, remote: RemoteSource, hear: Show) -> Obtained:
+        """The newest image that is meant, to be forgotten when nobody uses it."""
+        ...
+
+    async def pull(self, remote: RemoteSource, keep: Keep, hear: Show) -> Obtained:
+        """The same, as one's own."""
+        ...
+
+    async def pull_url(self, url: str, expected: str, keep: Keep, hear: Show) -> Image:
+        """What a URL leads to, as one's own image."""
+        ...
+
+    async def refresh(self, fingerprint: str, hear: Show) -> Obtained:
+        """The newest version of an image, which takes its place."""
         ...
 
 
@@ -93,7 +145,11 @@ class Evacuation(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What steps may use. `evacuation` is None where no node is ever drained."""
+    """What steps may use. `evacuation` is None where no node is ever drained.
+
+    `servers` is None where no image comes from elsewhere, `deposits` where none is published.
+    `transfer_key` is what the tokens of transfers are derived from: the same after a restart of the controller.
+    """
 
     fleet: Fleet
     dispatch: Dispatch
@@ -101,11 +157,15 @@ class Resources:
     relay: Relay
     clock: Clock
     evacuation: Evacuation | None = None
+    transfer_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    servers: RemoteImages | None = None
+    deposits: Deposits | None = None
 
 
 @dataclass
 class Context:
-    """One operation under way. `deadline` is on the monotonic clock; `tell` adds to the operation's metadata.
+    """One operation under way. `deadline` is on the monotonic clock; `tell` adds to the operation's metadata, `show` is
+    how far it is.
 
     `answered` are commands to be acknowledged, `underway` those not answered yet, each with its node and call; `lost`
     are nodes that an operator gave up on; `place` and `step` (an index) say which step it is at. `patient`: what a full
@@ -119,6 +179,7 @@ class Context:
     report: ReportProgress
     progress: Callable[[Progress], None]
     tell: Callable[[dict[str, Any]], None]
+    show: Show
     place: str = ""
     step: int = 0
     answered: list[tuple[str, str]] = field(default_factory=list)
@@ -127,18 +188,35 @@ class Context:
     patient: bool = False
     again: bool = False
 
+    @property
+    def remote_images(self) -> RemoteImages:
+        """The images of other servers. Raises Unsupported where there are none."""
+        if self.resources.servers is None:
+            raise Unsupported("images of other servers are not had here")
+        return self.resources.servers
+
+    @property
+    def deposits(self) -> Deposits:
+        """Where nodes send images. Raises Unsupported where none is published."""
+        if self.resources.deposits is None:
+            raise Unsupported("no images are published here")
+        return self.resources.deposits
+
     def parameters(self, kind: type[T]) -> T:
         """What the operation was accepted with, typed."""
         return msgspec.convert(self.operation.parameters, type=kind)
 
-    async def command(self, node: str, arguments: Arguments, generation: int, part: str = "") -> Outcome:
+    async def command(
+        self, node: str, arguments: Arguments, generation: int, part: str = "", heard: Heard | None = None
+    ) -> Outcome:
         """Have a node do something, at most once for this step; `part` tells apart two commands of one step.
 
-        Raises what the node answers, DeadlinePassed, and Abandoned when the node was given up on.
+        `heard` takes what the node says of its progress, in place of the operation. Raises what the node answers,
+        DeadlinePassed, and Abandoned when the node was given up on.
         """
         for attempt in itertools.count(2):
             try:
-                return await self._command(node, arguments, generation, part)
+                return await self._command(node, arguments, generation, part, heard)
             except NoSpace:
                 if not self.patient or self.resources.clock.monotonic() + ROOM_RETRY >= self.deadline:
                     raise
@@ -147,7 +225,9 @@ class Context:
             part = f"{part.partition('~')[0]}~{attempt}"
         raise AssertionError("the tries do not end")
 
-    async def _command(self, node: str, arguments: Arguments, generation: int, part: str) -> Outcome:
+    async def _command(
+        self, node: str, arguments: Arguments, generation: int, part: str, heard: Heard | None
+    ) -> Outcome:
         command = f"{self.operation.id}/{self.place}{part}"
         if node in self.lost:
             raise _abandoned(node)
@@ -158,7 +238,7 @@ class Context:
             generation=generation,
             deadline=self.deadline,
             request=self.operation.request,
-            progress=self.progress,
+            progress=heard or self.progress,
         )
         task = asyncio.ensure_future(call)
         self.underway[command] = (node, task)
@@ -185,6 +265,10 @@ class Context:
         """Whether the step to be undone made nothing, since another thing stands in its place that is not ours."""
         error = self.operation.error
         return error is not None and error.code == Conflict.code and error.step == self.step
+
+    def give_up(self, node: str, part: str) -> None:
+        """Have a node give up one command of this step; it then ends by itself."""
+        self.resources.dispatch.abandon(node, f"{self.operation.id}/{self.place}{part}")
 
     def abandon(self) -> None:
         """Have the nodes give up what they do for this operation; the step then ends by itself."""

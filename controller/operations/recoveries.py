@@ -24,7 +24,7 @@ class FromImageParameters(CreateParameters, frozen=True):
     fenced_at: str
 
 
-class FromCopyParameters(CopyParameters, frozen=True):
+class FromCopyParameters(CopyParameters, frozen=True, kw_only=True):
     """A recovery as a copy of another container, or of its snapshot."""
 
     old: Container

@@ -7,13 +7,14 @@ import msgspec
 from common.clock import Clock, timestamp
 from common.errors import Conflict, InvalidRequest, NoPlacement, NotFound
 from common.names import check_container_id, check_hostname
-from common.options import check_config, parse_config
+from common.options import parse_config
 from common.reports import ContainerReport, ContainerSpec
 from common.states import Status
 from controller import deviations, placement
 from controller.operations.adoptions import ADOPT, AdoptParameters
 from controller.records import Container, Operation, Phase
 from controller.services.caller import Caller
+from controller.services.configuration import check_config
 from controller.services.containers import Containers, check_description, free_address, wanted_of
 from controller.services.requests import CreateBody
 from controller.services.witnesses import MOST_AHEAD

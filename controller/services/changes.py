@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 from msgspec import UNSET
 
-from common.errors import Conflict, Fenced, InvalidRequest, NoPlacement, PreconditionFailed, Unavailable
+from common.errors import Conflict, Fenced, InvalidRequest, NoPlacement, Unavailable
 from common.names import check_container_id, check_hostname
-from common.options import check_config, parse_config
+from common.options import parse_config
 from common.reports import ContainerSpec
 from controller import placement
 from controller.operations.containers import ChangeParameters, DeleteParameters
 from controller.records import Container, Operation, Phase
 from controller.services.caller import Caller
+from controller.services.configuration import check_config
 from controller.services.containers import Containers, check_description, spec_of, wanted_of
 from controller.services.fencing import require_fenced
+from controller.services.journeys import check_shape
 from controller.services.present_use import check_limits
 from controller.services.requests import RenameBody, UpdateBody
+from controller.services.revisions import digest, require_match
 from controller.store import containers as rows
 from controller.store.db import Transaction
 
@@ -26,20 +27,17 @@ from controller.store.db import Transaction
 def etag_of(record: Container) -> str:
     """A hash of what can be written and of nothing that changes by itself (R8, R9), unquoted."""
     written = [record.hostname, record.description, sorted(record.config.items())]
-    return hashlib.sha256(msgspec.json.encode(written)).hexdigest()
+    return digest(written)
 
 
 def check_match(record: Container, expected: str | None) -> None:
     """Raise PreconditionFailed unless `expected` (an If-Match header, quoted or not) names the record's ETag."""
-    if expected is None or expected.strip() == "*":
-        return
-    tags = {tag.strip().removeprefix("W/").strip('"') for tag in expected.split(",")}
-    if etag_of(record) not in tags:
-        raise PreconditionFailed("the container was changed meanwhile: GET it again", field="If-Match")
+    require_match(etag_of(record), expected, "container")
 
 
 def check_rename(body: RenameBody) -> None:
     """Raise InvalidRequest for a body that asks for nothing, or for another node without `migration`."""
+    check_shape(body)
     if body.hostname is None and body.name is None and body.node is None:
         raise InvalidRequest(
             "nothing to be done", field="source", allowed="source (to create), or hostname, name, or node"

@@ -9,7 +9,7 @@ import msgspec
 from common.clock import Clock, timestamp
 from common.errors import Conflict, InvalidRequest, NoPlacement, NotFound
 from common.names import check_container_id, check_hostname, check_snapshot_name, has_control_characters
-from common.options import Settings, check_config, parse_config
+from common.options import Settings, parse_config
 from common.reports import ContainerSpec
 from common.states import Status
 from controller import placement
@@ -21,7 +21,10 @@ from controller.operations.copies import CopyParameters
 from controller.placement import Placement, Wanted
 from controller.records import Container, Operation, Phase
 from controller.services.caller import Caller
-from controller.services.images import Images, Resolved
+from controller.services.configuration import check_config
+from controller.services.image_sources import ImageSources
+from controller.services.images import Resolved
+from controller.services.journeys import check_ends, check_shape, rate_of
 from controller.services.nodes import Nodes, hostname_prefix
 from controller.services.operations import Operations
 from controller.services.present_use import check_disk
@@ -50,7 +53,7 @@ class Containers:
     """Creation, and what the other services of containers share."""
 
     def __init__(
-        self, store: Database, fleet: Fleet, nodes: Nodes, images: Images, operations: Operations, clock: Clock
+        self, store: Database, fleet: Fleet, nodes: Nodes, images: ImageSources, operations: Operations, clock: Clock
     ) -> None:
         self.store = store
         self.fleet = fleet
@@ -88,9 +91,11 @@ class Containers:
         check_config(config)
         if body.node is not None:
             self.nodes.require_reachable(body.node)
+        check_shape(body)
         if isinstance(body.source, CopySource):
             return await self._create_copy(caller, id, body, body.source)
-        image = self._images.resolve(body.source) if isinstance(body.source, ImageSource) else None
+        wanted_image = body.source if isinstance(body.source, ImageSource) else None
+        image = self._images.resolve(wanted_image, caller, body.node) if wanted_image is not None else None
         hostname = check_hostname(body.hostname if body.hostname is not None else id)
         description = check_description(body.description or "")
 
@@ -120,6 +125,7 @@ class Containers:
             source=image.source if image else None,
             properties=image.properties if image else {},
             start=start,
+            remote=image.remote if image else None,
         )
         operation = self.operations.draft(
             caller,
@@ -150,14 +156,17 @@ class Containers:
         description = check_description(
             body.description if body.description is not None else original.record.description
         )
+        rate = rate_of(body.bandwidth, self.nodes.transfer_bandwidth)
 
         def prepare(transaction: Transaction) -> Operation:
             held = rows.require_ready(transaction, name)
             wanted = wanted_of(parse_config(config), body.node, self.architecture(held.node))
             chosen = self._choose_for_copy(transaction, wanted, hostname, held.node, id)
             record = self.new_record(transaction, id, chosen, hostname, description, config, held.image)
+            if record.node != held.node:
+                check_ends(self.nodes.require(held.node), self.nodes.require(record.node), original, not snapshot)
             parameters = CopyParameters(
-                spec_of(record), record.node, spec_of(held), held.node, snapshot or None, body.start
+                spec_of(record), record.node, spec_of(held), held.node, snapshot or None, body.start, rate
             )
             operation = self.operations.draft(
                 caller,

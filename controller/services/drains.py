@@ -144,7 +144,7 @@ class Drains:
             task = next(task for task in _restoring(operation) if task.container == container)
             if task.action == "start":
                 return await self._states.change(caller, container, StateBody("start"))
-            return await self._move(caller, task)
+            return await self._move(caller, RenameBody(migration=True, node=task.node), task)
         wanted = _draining(operation)
         if not wanted.move:
             return await self._states.change(caller, container, StateBody("stop", wanted.timeout, wanted.force))
@@ -152,10 +152,11 @@ class Drains:
         task = await self._plans.destination(wanted.node, container)
         if task.action == "leave":
             raise NoPlacement(task.reason)
-        return await self._move(caller, task)
+        body = RenameBody(migration=True, node=task.node, timeout=wanted.timeout, force=wanted.force)
+        return await self._move(caller, body, task)
 
-    async def _move(self, caller: Caller, task: Task) -> Operation:
-        return await self._moves.move(caller, task.container, RenameBody(migration=True, node=task.node))
+    async def _move(self, caller: Caller, body: RenameBody, task: Task) -> Operation:
+        return await self._moves.move(caller, task.container, body)
 
     async def children(self, operation: Operation) -> list[Operation]:
         """The operations that it had begin."""

@@ -30,6 +30,7 @@ from controller.fleet import Fleet
 from controller.live import LiveContainer, LiveNode
 from controller.records import Node, NodeMode, Operation
 from controller.services.caller import Caller
+from controller.services.nodes import startable
 from controller.services.requests import NodeStateBody
 from controller.store import containers as container_rows
 from controller.store import nodes as rows
@@ -167,7 +168,7 @@ class Fencing:
             await self._store.write(lambda transaction: _came_back(transaction, node))
         await self._stop_all(node, inventory.containers, thorough=returns)
         self._is_back(node)
-        return self._fleet.generations(node)
+        return await startable(self._store, self._fleet, node)
 
     def _is_back(self, node: str) -> None:
         live = self._fleet.nodes.get(node)

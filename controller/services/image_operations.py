@@ -17,11 +17,16 @@ class ImageOperations:
         self._images = images
         self._operations = operations
 
-    async def take_in(self, caller: Caller, staged: StagedImage, filename: str, aliases: tuple[str, ...]) -> Operation:
-        """Accept a complete upload as an image. Raises InvalidRequest or Conflict for an alias, NoSpace."""
+    async def take_in(
+        self, caller: Caller, staged: StagedImage, filename: str, aliases: tuple[str, ...], offset: int = 0
+    ) -> Operation:
+        """Accept a complete upload as an image; a split one's second file begins at `offset`.
+
+        Raises InvalidRequest or Conflict for an alias, NoSpace.
+        """
         self._images.check_aliases(aliases)
         upload = await self._images.hold(staged)
-        parameters = ImportParameters(upload, filename[:255], aliases)
+        parameters = ImportParameters(upload, filename[:255], aliases, offset)
         draft = self._operations.draft(
             caller, "image.import", containers=(), node=None, parameters=parameters, resources={"images": []}
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 from collections import Counter
@@ -19,10 +18,12 @@ from common.names import check_alias
 from controller.fleet import Fleet
 from controller.images.builders import Builder, find_builder
 from controller.images.files import ImageFiles, StagedImage
-from controller.images.inspect import inspect
+from controller.images.inspect import inspect, inspect_split
+from controller.images.servers import RemoteSource
 from controller.operations.kinds import ReportProgress
 from controller.records import Image
 from controller.services.requests import ImageSource
+from controller.services.shared_work import Hear, SharedWork
 from controller.store import images as rows
 from controller.store import operations as operation_rows
 from controller.store.db import Database, Transaction
@@ -31,7 +32,7 @@ ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 class Resolved(Struct, frozen=True):
-    """The image that a request means: stored (`fingerprint`), or to be made by a builder (`source`).
+    """The image that a request means: stored (`fingerprint`), to be made by a builder (`source`), or of a server.
 
     `requested` is what the container's `image` field shows beside what it got.
     """
@@ -41,6 +42,7 @@ class Resolved(Struct, frozen=True):
     properties: dict[str, str]
     architecture: str | None
     requested: dict[str, Any]
+    remote: RemoteSource | None = None
 
 
 def canonical_architecture(name: str) -> str:
@@ -65,8 +67,7 @@ class Images:
         self._files = files
         self._builders = builders
         self._clock = clock
-        self._building: dict[str, asyncio.Task[Image]] = {}
-        self._listeners: dict[str, list[ReportProgress]] = {}
+        self._building: SharedWork[Image] = SharedWork()
         self._held: Counter[str] = Counter()
         """Fingerprints of uploads whose operations have not ended: how many there are."""
         self._ticket_key = ticket_key
@@ -75,13 +76,7 @@ class Images:
 
     def resolve(self, source: ImageSource) -> Resolved:
         """The image that a source means. Raises InvalidRequest or NotFound naming the field."""
-        given = [name for name in ("properties", "alias", "fingerprint") if getattr(source, name) is not None]
-        if len(given) != 1:
-            raise InvalidRequest(
-                "an image source names its image in one way",
-                field="source",
-                allowed="one of properties, alias, fingerprint",
-            )
+        require_one_way(source)
         if source.fingerprint is not None:
             image = self.by_fingerprint(source.fingerprint, field="source.fingerprint")
             return _stored(image, {"fingerprint": source.fingerprint})
@@ -89,14 +84,25 @@ class Images:
             return _stored(self.by_alias(source.alias, field="source.alias"), {"alias": source.alias})
         return self._by_properties(source.properties or {})
 
-    def by_fingerprint(self, prefix: str, field: str = "fingerprint") -> Image:
-        """The image whose fingerprint begins so. Raises NotFound, or InvalidRequest when there are several."""
-        found = [image for key, image in self._fleet.images.items() if key.startswith(prefix.lower())]
+    def by_fingerprint(self, prefix: str, field: str = "fingerprint", public: bool = False) -> Image:
+        """The image whose fingerprint begins so. Raises NotFound, or InvalidRequest when there are several.
+
+        `public`: for somebody who sees no other images than these.
+        """
+        found = [
+            image
+            for key, image in self._fleet.images.items()
+            if key.startswith(prefix.lower()) and (image.public or not public)
+        ]
         if not prefix or not found:
             raise NotFound(f"image {prefix[:64]!r} not found", field=field)
         if len(found) > 1:
             raise InvalidRequest(f"{len(found)} images begin with {prefix!r}", field=field, allowed="a unique prefix")
         return found[0]
+
+    def path(self, fingerprint: str) -> Path:
+        """Where an image's file is."""
+        return self._files.path(fingerprint)
 
     def by_alias(self, alias: str, field: str = "alias") -> Image:
         """The image with this alias. Raises NotFound."""
@@ -112,7 +118,7 @@ class Images:
             )
         newest_first = sorted(self._fleet.images.values(), key=lambda image: image.created_at, reverse=True)
         for image in newest_first:
-            if not image.source and _match(image.properties, properties):
+            if not image.source and not image.cached and _match(image.properties, properties):
                 return _stored(image, dict(properties))
         builder = find_builder(self._builders, properties)
         key = builder.key(properties)
@@ -131,26 +137,21 @@ class Images:
         made = next((image for image in self._fleet.images.values() if image.source == source), None)
         if made is not None:
             return made
-        listeners = self._listeners.setdefault(source, [])
-        task = self._building.get(source)
-        if task is None:
-            task = asyncio.ensure_future(self._build(source, properties, lambda *far: _tell(listeners, *far)))
-            self._building[source] = task
-            task.add_done_callback(lambda _: self._forget_build(source))
-        listeners.append(report)
-        try:
-            # Who gives up waiting does not take the image away from the others.
-            return await asyncio.shield(task)
-        finally:
-            listeners.remove(report)
+        return await self._building.do(
+            source,
+            lambda tell: self._build(source, properties, tell),
+            lambda note: report(note["stage"], note.get("percent")),
+        )
 
-    def _forget_build(self, source: str) -> None:
-        del self._building[source], self._listeners[source]
-
-    async def _build(self, source: str, properties: dict[str, str], report: ReportProgress) -> Image:
+    async def _build(self, source: str, properties: dict[str, str], tell: Hear) -> Image:
         builder = find_builder(self._builders, properties)
-        built = await builder.build(properties, self._files, report)
-        return await self._keep(built.staged, built.layout, built.properties, source)
+        built = await builder.build(
+            properties, self._files, lambda stage, percent: tell({"stage": stage, "percent": percent})
+        )
+        now, filename = timestamp(self._clock.now()), f"{source}.tar"[:255]
+        size, fingerprint = built.staged.size, built.staged.fingerprint or (await built.staged.finish())[0]
+        image = Image(fingerprint, built.layout, size, built.properties, (), source, filename, now)
+        return await self.keep(built.staged, image)
 
     def stage(self, limit: int) -> StagedImage:
         """A file for an upload of at most `limit` bytes."""
@@ -178,28 +179,45 @@ class Images:
             if upload not in self._fleet.images:
                 self._files.delete(upload)
 
-    async def import_upload(self, upload: str, filename: str, aliases: tuple[str, ...]) -> Image:
-        """Make an image of an upload, if it is one; again is success. Raises InvalidRequest, Conflict, Unavailable."""
+    async def import_upload(
+        self,
+        upload: str,
+        filename: str,
+        aliases: tuple[str, ...],
+        offset: int = 0,
+        *,
+        public: bool = False,
+        expires_at: str | None = None,
+    ) -> Image:
+        """Make an image of an upload, if it is one; again is success. `offset`: where a split one's second file begins.
+
+        Raises InvalidRequest, Conflict, Unavailable.
+        """
         path = self._files.path(upload)
         if not path.exists():
             raise Unavailable("the upload was lost: send it again")
         try:
-            image = await self._import(upload, path, filename, aliases)
+            image = await self._inspected(upload, path, filename, aliases, offset)
+            image = msgspec.structs.replace(image, public=public, expires_at=expires_at)
+            image = await self._store.write(lambda transaction: _add(transaction, image))
         except VzfleetError:
             self.let_go(upload)
             raise
         self.let_go(upload)
         return image
 
-    async def _import(self, fingerprint: str, path: Path, filename: str, aliases: tuple[str, ...]) -> Image:
-        facts = await inspect(path)
+    async def _inspected(
+        self, fingerprint: str, path: Path, filename: str, aliases: tuple[str, ...], offset: int
+    ) -> Image:
+        facts = await (inspect_split(path, offset) if offset else inspect(path))
         # metadata.yaml names the architecture outside its properties.
         properties = {"architecture": facts.architecture} if facts.architecture else {}
         properties |= facts.properties
         now = timestamp(self._clock.now())
         size = path.stat().st_size
-        image = Image(fingerprint, facts.layout, size, properties, aliases, "", filename[:255], now)
-        return await self._store.write(lambda transaction: _add(transaction, image))
+        return Image(
+            fingerprint, facts.layout, size, properties, aliases, "", filename[:255], now, rootfs_offset=offset
+        )
 
     def check_aliases(self, aliases: tuple[str, ...]) -> None:
         """Raise InvalidRequest for a malformed alias, Conflict for one that another image has."""
@@ -208,17 +226,15 @@ class Images:
             if any(alias in image.aliases for image in self._fleet.images.values()):
                 raise Conflict(f"the alias {alias!r} belongs to another image", field="alias")
 
-    async def _keep(self, staged: StagedImage, layout: str, properties: dict[str, str], source: str) -> Image:
-        fingerprint = staged.fingerprint or (await staged.finish())[0]
+    async def keep(self, staged: StagedImage, image: Image) -> Image:
+        """Make an image of a finished file. Raises NoSpace, Conflict."""
         # The same content may be there already, or be coming: its file is then replaced by itself.
         await self._files.keep(staged)
-        now = timestamp(self._clock.now())
-        image = Image(fingerprint, layout, staged.size, properties, (), source, f"{source}.tar"[:255], now)
         try:
             return await self._store.write(lambda transaction: _add(transaction, image))
         except VzfleetError:
-            if fingerprint not in self._fleet.images and not self._held[fingerprint]:
-                self._files.delete(fingerprint)
+            if image.fingerprint not in self._fleet.images and not self._held[image.fingerprint]:
+                self._files.delete(image.fingerprint)
             raise
 
     async def forget(self, fingerprint: str) -> None:
@@ -230,6 +246,7 @@ class Images:
         """Remove files whose rows a crash prevented, but for uploads that are about to be taken in. For the start."""
         waiting = await self._store.read(operation_rows.unfinished)
         uploads = {str(each.parameters["upload"]) for each in waiting if each.kind == "image.import"}
+        uploads |= {str(each.outputs["pack"]["upload"]) for each in waiting if "pack" in each.outputs}
         self._files.sweep_unknown(self._fleet.images.keys() | uploads)
 
     # ------------------------------------------------------------ fetching by nodes
@@ -249,13 +266,22 @@ class Images:
         return self._files.path(fingerprint)
 
 
-def _tell(listeners: list[ReportProgress], stage: str, percent: int | None) -> None:
-    for listener in listeners:
-        listener(stage, percent)
+def require_one_way(source: ImageSource) -> None:
+    """Raise InvalidRequest unless a source names its image in exactly one way."""
+    given = [name for name in ("properties", "alias", "fingerprint") if getattr(source, name) is not None]
+    if len(given) != 1:
+        raise InvalidRequest(
+            "an image source names its image in one way",
+            field="source",
+            allowed="one of properties, alias, fingerprint",
+        )
 
 
 def _add(transaction: Transaction, image: Image) -> Image:
-    """Add an image, or its aliases and source to the one with the same content. Raises Conflict for an alias."""
+    """Add an image, or its aliases and source to the one with the same content. Raises Conflict for an alias.
+
+    One that was only cached stays from then on, unless the new one is cached, too.
+    """
     present = None
     for other in rows.rows.all(transaction.connection):
         if other.fingerprint == image.fingerprint:
@@ -264,9 +290,15 @@ def _add(transaction: Transaction, image: Image) -> Image:
             raise Conflict(f"the alias {min(taken)!r} belongs to another image", field="alias")
     if present is None:
         return rows.rows.insert(transaction, image)
-    aliases = tuple(dict.fromkeys((*present.aliases, *image.aliases)))
-    source = image.source or present.source
-    return rows.rows.replace(transaction, msgspec.structs.replace(present, aliases=aliases, source=source))
+    merged = msgspec.structs.replace(
+        present,
+        aliases=tuple(dict.fromkeys((*present.aliases, *image.aliases))),
+        source=image.source or present.source,
+        public=present.public or image.public,
+    )
+    if present.cached and not image.cached:
+        merged = msgspec.structs.replace(merged, cached=False, expires_at=image.expires_at)
+    return rows.rows.replace(transaction, merged)
 
 
 def _stored(image: Image, requested: dict[str, Any]) -> Resolved:

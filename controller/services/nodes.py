@@ -21,10 +21,18 @@ from controller.placement import NodeState, Policy
 from controller.records import NodeMode
 from controller.settings import ControllerSettings
 from controller.store import nodes as rows
+from controller.store import operations as operation_rows
 from controller.store.containers import Reserved
 from controller.store.db import Database, Transaction
 
 log = logging.getLogger(__name__)
+
+
+async def startable(store: Database, fleet: Fleet, node: str) -> dict[str, int]:
+    """What belongs to a node and may be started by it after a boot: not what is on its way to another node."""
+    unfinished = await store.read(operation_rows.unfinished)
+    leaving = {name for each in unfinished if each.kind == "container.move" for name in each.containers}
+    return {name: number for name, number in fleet.generations(node).items() if name not in leaving}
 
 
 class Nodes:
@@ -35,6 +43,8 @@ class Nodes:
         self._fleet = fleet
         self._clock = clock
         self._changed = asyncio.Event()
+        self.transfer_bandwidth = settings.transfer_bandwidth
+        """Bytes per second that a container's data take at most on their way; None: as many as there are."""
         self.policy = Policy(settings.overcommit_memory, settings.overcommit_disk, settings.spread_by_hostname)
 
     # ------------------------------------------------------------ asking
@@ -114,7 +124,7 @@ class Nodes:
     async def _keep_facts(self, node: str, known: NodeFacts | None, facts: NodeFacts) -> Mapping[str, int]:
         if known != facts:
             await self._store.write(lambda transaction: _put_facts(transaction, node, facts))
-        return self._fleet.generations(node)
+        return await startable(self._store, self._fleet, node)
 
     def samples(self, node: str, samples: Samples) -> None:
         """Take over new figures."""

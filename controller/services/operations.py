@@ -80,6 +80,10 @@ class Operations:
         """One operation. Raises NotFound."""
         return await self._engine.get(operation)
 
+    def under_way(self, operation: str) -> Operation | None:
+        """One operation with its progress, if it has not ended."""
+        return self._engine.under_way(operation)
+
     async def wait(self, operation: str, timeout: float | None) -> Operation:
         """One operation once it has ended, or as it is after `timeout` seconds. Raises NotFound."""
         return await self._engine.wait(operation, timeout)

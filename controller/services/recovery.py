@@ -20,7 +20,8 @@ from controller.records import Container, Operation, Phase, Power
 from controller.services.caller import Caller
 from controller.services.containers import Containers, spec_of, wanted_of
 from controller.services.fencing import require_fenced
-from controller.services.images import Images, Resolved
+from controller.services.image_sources import ImageSources
+from controller.services.images import Resolved
 from controller.services.requests import CopySource, ImageSource, RecoverBody
 from controller.store import containers as rows
 from controller.store import counters
@@ -30,7 +31,7 @@ from controller.store.db import Transaction
 class Recovery:
     """Accepts recoveries."""
 
-    def __init__(self, containers: Containers, images: Images) -> None:
+    def __init__(self, containers: Containers, images: ImageSources) -> None:
         self._containers = containers
         self._images = images
 
@@ -50,12 +51,12 @@ class Recovery:
         start = _was_running(live) if body.start is None else body.start
         if isinstance(body.source, CopySource):
             return await self._from_copy(caller, container, body, body.source, start)
-        return await self._from_image(caller, container, body, self._image(live.record, body), start)
+        return await self._from_image(caller, container, body, self._image(caller, live.record, body), start)
 
-    def _image(self, record: Container, body: RecoverBody) -> Resolved | None:
+    def _image(self, caller: Caller, record: Container, body: RecoverBody) -> Resolved | None:
         """The image of the body, else that of the container; None: an empty root."""
         if isinstance(body.source, ImageSource):
-            return self._images.resolve(body.source)
+            return self._images.resolve(body.source, caller, body.node)
         if body.source is not None:
             return None
         if record.image is None:
@@ -64,17 +65,20 @@ class Recovery:
                 field="source",
                 allowed="type image, copy or none",
             )
-        return self._images.resolve(self._same_image(record.image))
+        return self._images.resolve(self._same_image(record.image), caller, body.node)
 
     def _same_image(self, image: dict[str, Any]) -> ImageSource:
         """The very image, while there is one with that fingerprint; else what was asked for then."""
-        fingerprint, alias = image.get("fingerprint"), image.get("alias")
+        fingerprint, alias, server = image.get("fingerprint"), image.get("alias"), image.get("server")
         if fingerprint in self._containers.fleet.images:
             return ImageSource(fingerprint=fingerprint)
         if alias is not None:
-            return ImageSource(alias=alias)
-        properties = {key: value for key, value in image.items() if key != "fingerprint"}
-        return ImageSource(properties=properties) if properties else ImageSource(fingerprint=fingerprint)
+            return ImageSource(alias=alias, server=server)
+        got = ("fingerprint",) if server is None else ("fingerprint", "server", "serial")
+        properties = {key: value for key, value in image.items() if key not in got}
+        if properties:
+            return ImageSource(properties=properties, server=server)
+        return ImageSource(fingerprint=fingerprint, server=server)
 
     # ------------------------------------------------------------ accepting
 
@@ -92,6 +96,7 @@ class Recovery:
                 source=image.source if image else None,
                 properties=image.properties if image else {},
                 start=start,
+                remote=image.remote if image else None,
                 old=old,
                 fenced_at=fenced_at,
             )
@@ -106,6 +111,8 @@ class Recovery:
         check_container_id(name, "source.source")
         if snapshot:
             check_snapshot_name(snapshot, "source.source")
+        if source.refresh:
+            raise InvalidRequest("there is nothing to refresh", field="source.refresh", allowed="false")
         if name == container:
             raise InvalidRequest(
                 "its own files are on the host that is off", field="source.source", allowed="another container"
@@ -119,7 +126,15 @@ class Recovery:
             chosen = self._choose(transaction, old, body.node, self._containers.architecture(held.node))
             new = self._renew(transaction, old, chosen, held.image)
             parameters = FromCopyParameters(
-                spec_of(new), new.node, spec_of(held), held.node, snapshot or None, start, old, fenced_at
+                spec=spec_of(new),
+                node=new.node,
+                source=spec_of(held),
+                source_node=held.node,
+                snapshot=snapshot or None,
+                start=start,
+                rate=self._containers.nodes.transfer_bandwidth,
+                old=old,
+                fenced_at=fenced_at,
             )
             operation = self._write(transaction, caller, FROM_COPY.name, new, chosen, parameters, name)
             rows.rows.replace(transaction, msgspec.structs.replace(held, operation=operation.id))

@@ -1,20 +1,18 @@
-"""Starting, stopping, restarting, freezing, unfreezing; snapshots."""
+"""Starting, stopping, restarting, freezing, unfreezing."""
 
 from __future__ import annotations
 
 import msgspec
 
-from common.errors import Conflict, InvalidRequest, NotFound
-from common.names import check_snapshot_name
+from common.errors import Conflict, InvalidRequest
 from common.states import Status
 from controller.live import LiveContainer
 from controller.operations.power import STATUS_OF
-from controller.operations.snapshots import SnapshotParameters
 from controller.operations.states import StateParameters
 from controller.records import Operation, Phase, Power
 from controller.services.caller import Caller
 from controller.services.containers import Containers
-from controller.services.requests import SnapshotBody, StateBody
+from controller.services.requests import StateBody
 from controller.store import containers as rows
 from controller.store.db import Transaction
 
@@ -34,7 +32,7 @@ LEFT_AS = {"start": Power.RUNNING, "stop": Power.STOPPED, "freeze": Power.FROZEN
 
 
 class States:
-    """Changes of a container's state, and its snapshots."""
+    """Changes of a container's state."""
 
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
@@ -71,80 +69,12 @@ class States:
                 "a frozen container cannot stop by itself", field="action", allowed="unfreeze it first, or force"
             )
 
-    # ------------------------------------------------------------ snapshots
-
-    async def take_snapshot(self, caller: Caller, container: str, body: SnapshotBody) -> Operation:
-        """Accept a snapshot. Raises NotFound, InvalidRequest, Conflict (the name is taken), Busy, Unavailable."""
-        live = self._ready(container)
-        name = check_snapshot_name(body.name) if body.name is not None else _next_name(live)
-        if name in live.snapshots:
-            raise Conflict(f"container {container} has a snapshot {name} already", field="name")
-        return await self._on_snapshot(caller, "snapshot.create", container, name)
-
-    async def delete_snapshot(self, caller: Caller, container: str, name: str) -> Operation:
-        """Accept a deletion of a snapshot. Raises NotFound, Busy, Unavailable."""
-        self._ready(container)
-        self.require_snapshot(container, name)
-        return await self._on_snapshot(caller, "snapshot.delete", container, name)
-
-    async def restore(self, caller: Caller, container: str, name: str) -> Operation:
-        """Accept a restore; a running container is stopped for it and started again. Raises NotFound, Busy."""
-        self._ready(container)
-        # LXD's clients name it "container/snapshot" or by its bare name.
-        own = name.removeprefix(f"{container}/")
-        self.require_snapshot(container, own, "restore")
-        return await self._on_snapshot(caller, "snapshot.restore", container, own)
-
-    def require_snapshot(self, container: str, name: str, field: str = "name") -> None:
-        """Raise NotFound unless the container has this snapshot."""
-        if name not in self._containers.get(container).snapshots:
-            raise NotFound(f"container {container} has no snapshot {name[:64]}", field=field)
-
-    async def _on_snapshot(self, caller: Caller, kind: str, container: str, name: str) -> Operation:
-        status = self._containers.fleet.status_of(self._containers.get(container)).status
-
-        def prepare(transaction: Transaction) -> Operation:
-            record = rows.require_ready(transaction, container)
-            _check_snapshot(transaction, container, name, exists=kind != "snapshot.create")
-            running = status in (Status.RUNNING, Status.FROZEN)
-            parameters = SnapshotParameters(container, record.node, record.generation, name, record.config, running)
-            operation = self._containers.operations.draft(
-                caller,
-                kind,
-                containers=(container,),
-                node=record.node,
-                parameters=parameters,
-                resources={
-                    "containers": [f"/1.0/vz/{container}"],
-                    "snapshots": [f"/1.0/vz/{container}/snapshots/{name}"],
-                },
-            )
-            rows.rows.replace(transaction, msgspec.structs.replace(record, operation=operation.id))
-            return operation
-
-        return await self._containers.operations.accept(prepare)
-
     def _ready(self, container: str) -> LiveContainer:
         live = self._containers.get(container)
         if live.record.phase is Phase.FAILED:
             raise Conflict(f"container {container} is not whole: {live.record.error}", field="id")
         self._containers.nodes.require_reachable(live.record.node)
         return live
-
-
-def _check_snapshot(transaction: Transaction, container: str, name: str, exists: bool) -> None:
-    present = any(snapshot.name == name for snapshot in rows.all_snapshots(transaction.connection, container))
-    if exists and not present:
-        raise NotFound(f"container {container} has no snapshot {name[:64]}", field="name")
-    if present and not exists:
-        raise Conflict(f"container {container} has a snapshot {name} already", field="name")
-
-
-def _next_name(live: LiveContainer) -> str:
-    number = 0
-    while f"snap{number}" in live.snapshots:
-        number += 1
-    return f"snap{number}"
 
 
 def _settles(live: LiveContainer, status: Status, action: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -129,6 +130,24 @@ def add_snapshot(transaction: Transaction, snapshot: Snapshot) -> None:
     """Add a snapshot's row."""
     transaction.connection.execute(insert(models.snapshots).values(msgspec.to_builtins(snapshot)))
     transaction.changed(Snapshot, f"{snapshot.container}/{snapshot.name}", snapshot, new=True)
+
+
+def change_snapshot(transaction: Transaction, container: str, name: str, values: dict[str, Any]) -> None:
+    """Write other values into a snapshot's row. Raises NotFound."""
+    table = models.snapshots
+    statement = update(table).where(table.c.container == container, table.c.name == name).values(values)
+    if transaction.connection.execute(statement).rowcount == 0:
+        raise NotFound(f"container {container} has no snapshot {name}", field="name")
+    called = values.get("name", name)
+    query = select(table).where(table.c.container == container, table.c.name == called)
+    record = _snapshots.decode(transaction.connection.execute(query).one())
+    transaction.changed(Snapshot, f"{container}/{called}", record)
+
+
+def rename_snapshot(transaction: Transaction, container: str, name: str, new: str) -> None:
+    """Give a snapshot's row another name. Raises NotFound, or sqlalchemy's IntegrityError when the name is taken."""
+    change_snapshot(transaction, container, name, {"name": new})
+    transaction.changed(Snapshot, f"{container}/{name}", None)
 
 
 def delete_snapshot(transaction: Transaction, container: str, name: str) -> None:

@@ -42,9 +42,11 @@ class Transaction:
     connection: Connection
     changes: list[Change] = field(default_factory=list)
 
-    def changed(self, kind: type[Record], key: str, record: Record | None, new: bool = False) -> None:
+    def changed(
+        self, kind: type[Record], key: str, record: Record | None, new: bool = False, before: Record | None = None
+    ) -> None:
         """Note a change; called by the noun files of this folder. An `Event` without a number is one to be told."""
-        self.changes.append(Change(kind, key, record, new))
+        self.changes.append(Change(kind, key, record, new, before))
 
 
 @dataclass

@@ -125,6 +125,7 @@ images = Table(
     Column("origin", JSON),
     Column("expires_at", String(32)),
     Column("last_used_at", String(32)),
+    Column("descriptions", JSON, nullable=False),
 )
 
 tokens = Table(

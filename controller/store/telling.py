@@ -25,6 +25,7 @@ from controller.records import (
     Record,
     Snapshot,
 )
+from controller.store.telling_images import told_of_images
 
 MADE: Mapping[str, str] = {
     "container.create": "container-created",
@@ -42,7 +43,7 @@ MADE: Mapping[str, str] = {
     "container.adopt": "container-adopted",
 }
 """What an operation that succeeded made of its container; of a kind that is not here it was updated."""
-QUIET = ("container.move", "snapshot.create", "snapshot.delete")
+QUIET = ("container.move", "snapshot.create", "snapshot.delete", "snapshot.rename", "snapshot.update", "image.publish")
 """Kinds that have told all before their end, or by other rows."""
 
 
@@ -77,8 +78,8 @@ def derive(changes: Sequence[Change]) -> list[Event]:
         told += _container(change, at_work.get(change.key))
     for change in merged.of_kind(Snapshot):
         told += _snapshot(change, at_work.get(change.key.partition("/")[0]))
-    for change in merged.of_kind(Image):
-        told.append(draft(f"image-{_verb(change)}", f"/1.0/images/{change.key}", name=change.key))
+    for one in told_of_images(merged.of_kind(Image)):
+        told.append(draft(one.action, one.source, name=one.name, context=one.context))
     for change in merged.of_kind(Node):
         told.append(_node(change, on_node.get(change.key)))
     told += [one.event for one in operations if one is not None and not one.new]
@@ -95,11 +96,13 @@ class _Merged:
     def of(cls, changes: Iterable[Change]) -> _Merged:
         last: dict[tuple[type[Record], str], Change] = {}
         new: set[tuple[type[Record], str]] = set()
+        before: dict[tuple[type[Record], str], Record | None] = {}
         for change in changes:
             place = (change.kind, change.key)
             if change.new:
                 new.add(place)
-            last[place] = Change(*place, change.record, place in new)
+            first = before.setdefault(place, change.before)
+            last[place] = Change(*place, change.record, place in new, first)
         return cls({place: change for place, change in last.items() if change.record is not None or not change.new})
 
     def of_kind(self, kind: type[Record]) -> Iterator[Change]:
@@ -168,21 +171,27 @@ def _from(record: Container, operation: Operation) -> Mapping[str, Any]:
     old_node = operation.parameters.get("source_node")
     if operation.kind.startswith("container.recover") and isinstance(old, dict):
         old_node = old.get("node")
-    if old_node not in (None, record.node) and operation.kind != "container.copy":
+    if old_node not in (None, record.node) and operation.kind not in ("container.copy", "container.refresh"):
         context["old_node"] = old_node
     return context
 
 
 def _snapshot(change: Change, operation: Operation | None) -> Iterator[Event]:
     container, _, name = change.key.partition("/")
-    if change.record is not None and not change.new:
+    verb, context = _verb(change), {}
+    if operation is not None and operation.kind == "snapshot.rename":
+        if change.record is None:
+            return  # the row under the new name tells of it
+        verb, context = "renamed", {"old_name": operation.parameters["snapshot"]}
+    elif change.record is not None and not change.new and (operation is None or operation.kind != "snapshot.update"):
         return  # it follows a container that has got another id
     yield draft(
-        f"container-snapshot-{_verb(change)}",
+        f"container-snapshot-{verb}",
         f"/1.0/vz/{container}/snapshots/{name}",
         container=container,
         node=operation.node if operation is not None else None,
         name=change.key,
+        context=context,
         operation=operation,
     )
 

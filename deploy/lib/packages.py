@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy.lib.console import DeployError, environment, run, say, tail
 
-NODE = ["lxc", "lxcfs", "dnsmasq-base", "btrfs-progs", "busybox-static", "uidmap", "iproute2", "mmdebstrap"]
+NODE = ["lxc", "lxcfs", "dnsmasq-base", "btrfs-progs", "rsync", "busybox-static", "uidmap", "iproute2", "mmdebstrap"]
 ARCHIVES = ["bzip2", "xz-utils", "zstd"]
 PYTHON = ["python3-venv"]
 DATABASE = ["postgresql"]

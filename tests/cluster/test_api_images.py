@@ -46,7 +46,7 @@ async def test_import_list_show_use_delete(fleet: Cluster, tmp_path: Path, layou
     assert f"/1.0/images/{fingerprint}" in (await fleet.call("GET", "/1.0/images"))["metadata"]
     shown = (await fleet.call("GET", f"/1.0/images/{fingerprint}"))["metadata"]
     assert (shown["fingerprint"], shown["layout"], shown["size"]) == (fingerprint, layout, len(content))
-    assert shown["aliases"] == [{"name": alias}] and TIME.fullmatch(shown["created_at"])
+    assert shown["aliases"] == [{"name": alias, "description": ""}] and TIME.fullmatch(shown["created_at"])
     assert (await fleet.call("GET", f"/1.0/images/{fingerprint[:8]}"))["metadata"] == shown
     assert shown in (await fleet.call("GET", "/1.0/images?recursion=1"))["metadata"]
     sources: list[dict[str, Any]] = [{"alias": alias}, {"fingerprint": fingerprint[:12]}]
@@ -78,7 +78,7 @@ async def test_the_same_file_twice_is_one_image(fleet: Cluster, tmp_path: Path) 
     for alias in (one, other):
         assert (await upload(fleet, content, f"?alias={alias}"))["status"] == "Success"
     shown = (await fleet.call("GET", f"/1.0/images/{hashlib.sha256(content).hexdigest()}"))["metadata"]
-    assert shown["aliases"] == [{"name": one}, {"name": other}]
+    assert [each["name"] for each in shown["aliases"]] == [one, other]
 
 
 async def test_what_is_no_image_fails_and_is_not_kept(fleet: Cluster) -> None:
@@ -96,7 +96,7 @@ async def test_uploads_that_are_refused(fleet: Cluster, tmp_path: Path) -> None:
     async with nothing_happens(fleet):
         for query, headers, code, field, given in (
             ("", BYTES, 400, "body", b""),
-            ("", {"Content-Type": "application/json"}, 400, "Content-Type", b"{}"),
+            ("", {"Content-Type": "application/json"}, 400, "source", b"{}"),
             ("", {"Content-Type": "text/plain"}, 400, "Content-Type", b"x" * 3_000_000),
             ("?alias=a%20b", BYTES, 400, "alias", b"x" * 3_000_000),
             (f"?alias={alias}", BYTES, 409, "alias", content),

@@ -103,7 +103,7 @@ BAD_CREATIONS: list[tuple[Any, int, str]] = [
     (source(type="image", alias="no-such"), 404, "source.alias"),
     (source(type="image", fingerprint="0123456789ab"), 404, "source.fingerprint"),
     (source(type="image", fingerprint="x" * 65), 400, "source.fingerprint"),
-    (source(type="image", server="https://x", properties={"os": "busybox"}), 400, "source.server"),
+    (source(type="image", server="http://x", properties={"os": "busybox"}), 400, "source.server"),
     (source(type="copy"), 400, "source.source"),
     (source(type="copy", source="no-such"), 404, "source.source"),
     (source(type="copy", source="../etc"), 400, "source.source"),

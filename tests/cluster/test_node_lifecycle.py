@@ -279,7 +279,7 @@ async def test_what_is_under_way_on_a_fenced_node_ends_and_is_free_again(two: Cl
     container, other = await make(two, start=True, node="node2"), await make(two, start=True, node="node1")
     with scripted(two, "node2", delays={"container.stop": 60.0}):
         stop = await two.call("PUT", f"/1.0/vz/{container}/state", {"action": "stop", "timeout": 600}, 202)
-        with scripted(two, "node2", delays={"*": 60.0}):
+        with scripted(two, "node2", delays={"container.stop": 60.0, "container.start": 60.0}):
             move = await two.call("POST", f"/1.0/vz/{other}", {"migration": True, "node": "node2"}, 202)
             await until(lambda: "container.stop" in effects(two, other, "node1"), "it is stopped for its move")
             answer = await fence(two, "node2")

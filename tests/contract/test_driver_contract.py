@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import shutil
+import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig
-from agent.drivers.base import Driver
+from agent.drivers.base import Driver, Publication
 from common.clock import SystemClock
 from common.errors import Conflict, InvalidRequest, NotFound
 from common.reports import ContainerReport, ContainerSpec
@@ -127,6 +129,9 @@ async def test_everything_can_be_done_twice(subject: Subject) -> None:
         lambda: driver.unfreeze("101"),
         lambda: driver.stop("101", 10, force=True),
         lambda: driver.restore_snapshot("101", "one"),
+        lambda: driver.rename_snapshot("101", "one", "first"),
+        lambda: driver.rename_snapshot("101", "first", "first"),
+        lambda: driver.rename_snapshot("101", "first", "one"),
         lambda: driver.rename("101", spec("103yy")),
         lambda: driver.update(spec("103yy", hostname="new")),
         lambda: driver.delete_snapshot("103yy", "one"),
@@ -150,6 +155,22 @@ async def test_another_generation_is_a_conflict(subject: Subject) -> None:
     assert (await subject.driver.inspect("101")).generation == 1
 
 
+async def test_one_that_is_there_is_refreshed_from_another(subject: Subject) -> None:
+    driver = subject.driver
+    await driver.create(spec(), subject.image)
+    await driver.create(spec("102x", hostname="kept"), None)
+    before = await driver.inspect("102x")
+    for _ in range(2):
+        await driver.copy(spec("102x", hostname="kept"), "101", None, refresh=True)
+    assert await driver.inspect("102x") == before
+    await driver.start("102x")
+    with pytest.raises(Conflict):
+        await driver.copy(spec("102x", hostname="kept"), "101", None, refresh=True)
+    with pytest.raises(NotFound):
+        await driver.copy(spec("none"), "101", None, refresh=True)
+    await driver.delete("102x", force=True)
+
+
 async def test_what_is_not_there(subject: Subject) -> None:
     driver = subject.driver
     works = (
@@ -162,6 +183,7 @@ async def test_what_is_not_there(subject: Subject) -> None:
         driver.rename("none", spec("other")),
         driver.create_snapshot("none", "one"),
         driver.restore_snapshot("none", "one"),
+        driver.rename_snapshot("none", "one", "two"),
         driver.copy(spec(), "none", None),
         driver.create(spec(), "0" * 64),
     )
@@ -172,6 +194,26 @@ async def test_what_is_not_there(subject: Subject) -> None:
     await driver.delete_snapshot("none", "one")
     await driver.drop_image("0" * 64)
     assert await driver.containers() == []
+
+
+async def test_a_snapshot_gets_another_name(subject: Subject) -> None:
+    driver = subject.driver
+    await driver.create(spec(), subject.image)
+    for name in ("one", "two"):
+        await driver.create_snapshot("101", name)
+    taken = {one.name: one.created_at for one in (await driver.inspect("101")).snapshots}
+    with pytest.raises(Conflict):
+        await driver.rename_snapshot("101", "one", "two")
+    with pytest.raises(NotFound):
+        await driver.rename_snapshot("101", "none", "other")
+    await driver.start("101")
+    await driver.rename_snapshot("101", "one", "first")
+    named = {one.name: one.created_at for one in (await driver.inspect("101")).snapshots}
+    assert named == {"first": taken["one"], "two": taken["two"]}
+    await driver.stop("101", 30, force=True)
+    with pytest.raises(NotFound):
+        await driver.restore_snapshot("101", "one")
+    await driver.restore_snapshot("101", "first")
 
 
 async def test_a_running_container_is_not_touched(subject: Subject) -> None:
@@ -189,8 +231,6 @@ async def test_a_running_container_is_not_touched(subject: Subject) -> None:
     ):
         with pytest.raises(Conflict):
             await work
-    with pytest.raises(Conflict):
-        _ = [piece async for piece in driver.send("101", None, False)]
     assert await status(subject) == Status.RUNNING
     await driver.delete("101", force=True)
     with pytest.raises(NotFound):
@@ -209,30 +249,6 @@ async def test_a_new_agent_finds_everything(subject: Subject) -> None:
     assert not await subject.driver.has_image(subject.image, privileged=True)
     assert [(image.fingerprint, image.mapped) for image in await subject.driver.images()] == [(subject.image, True)]
     await subject.driver.stop("101", 30, force=False)
-
-
-async def test_a_container_travels_with_its_snapshots(subject: Subject) -> None:
-    driver = subject.driver
-    await driver.create(spec(), subject.image)
-    await driver.create_snapshot("101", "one")
-    await driver.create_snapshot("101", "two")
-    sent = [piece async for piece in driver.send("101", None, True)]
-
-    async def stream(pieces: list[bytes]) -> AsyncIterator[bytes]:
-        for piece in pieces:
-            yield piece
-
-    taken = (await driver.inspect("101")).snapshots
-    await driver.receive(spec("102"), stream(sent))
-    assert (await driver.inspect("102")).snapshots == taken
-    await driver.receive(spec("102"), stream(sent))
-    await driver.receive(spec("103"), stream([piece async for piece in driver.send("101", "one", False)]))
-    assert (await driver.inspect("103")).snapshots == ()
-    await driver.start("102")
-    for id, cut in (("104", b"".join(sent)[:-1]), ("105", b""), ("106", b"nonsense" * 100)):
-        with pytest.raises(InvalidRequest):
-            await driver.receive(spec(id), stream([cut] if cut else []))
-    assert [report.id for report in await driver.containers()] == ["101", "102", "103"]
 
 
 async def test_one_of_another_generation_is_adopted(subject: Subject) -> None:
@@ -301,3 +317,37 @@ async def test_an_unknown_layout_is_refused(subject: Subject) -> None:
         await subject.driver.unpack_image("1" * 64, "zip", file, False, lambda stage, percent: None)
     assert not await subject.driver.has_image("1" * 64, privileged=False)
     file.unlink()
+
+
+async def test_it_is_published(subject: Subject) -> None:
+    driver, made = subject.driver, spec()
+    await driver.create(made, subject.image)
+    await driver.create_snapshot("101", "one")
+    named = [f"rootfs/etc/{name}" for name in ("hostname", "machine-id")]
+    for snapshot in (None, "one"):
+        files = await published(driver, Publication("101", snapshot, b"architecture: x86_64\n", "none"))
+        assert next(iter(files)) == "metadata.yaml" and files["metadata.yaml"] == b"architecture: x86_64\n"
+        assert named[0] not in files and not files.get(named[1])
+        assert all(name.partition("/")[0] in ("metadata.yaml", "rootfs") for name in files)
+        assert not any(name.startswith("rootfs/dev/") for name in files)
+    await driver.start("101")
+    with pytest.raises(Conflict):
+        await published(driver, Publication("101", None, b"", "none"))
+    for what in (Publication("101", None, b"a: b\n", "none", force=True), Publication("101", "one", b"a: b\n", "none")):
+        assert (await published(driver, what))["metadata.yaml"] == b"a: b\n"
+    assert await status(subject) == Status.RUNNING
+    for container, snapshot in (("none", None), ("101", "none")):
+        with pytest.raises(NotFound):
+            await published(driver, Publication(container, snapshot, b"", "none"))
+    stopped_early = driver.publish(Publication("101", "one", b"a: b\n", "none"))
+    assert await anext(stopped_early)
+    await stopped_early.aclose()  # type: ignore[attr-defined]
+    await driver.delete("101", force=True)
+
+
+async def published(driver: Driver, what: Publication) -> dict[str, bytes]:
+    """The files of an image that is not compressed, in their order."""
+    content = b"".join([piece async for piece in driver.publish(what)])
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        files = {member.name: archive.extractfile(member) if member.isreg() else None for member in archive}
+        return {name: b"" if file is None else file.read() for name, file in files.items()}

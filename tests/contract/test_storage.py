@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -161,6 +162,35 @@ async def test_opening_again_keeps_volumes_and_sweeps_staging(storage: Storage) 
     await storage.open()
     assert storage.volumes("containers") == ["containers/a"]
     assert not leftover.exists()
+
+
+async def test_what_a_transfer_keeps_goes_with_it(storage: Storage) -> None:
+    await storage.commit(await storage.create(), "containers/1")
+    (storage.path("containers/1") / "file").write_text("x")
+    for volume in ("transfers/t", "transfers/t/sent"):
+        await storage.commit(await storage.create(), volume)
+    if storage.name == "btrfs":
+        for _ in range(2):
+            await storage.snapshot("containers/1", "transfers/t/sent/one")
+        assert ioctl.subvolume_info(storage.path("transfers/t/sent/one")).read_only
+        with pytest.raises(OSError, match="Read-only"):
+            (storage.path("transfers/t/sent/one") / "file").write_text("y")
+        assert storage.volumes("transfers/t/sent") == ["transfers/t/sent/one"]
+    else:
+        with pytest.raises(Unsupported):
+            await storage.snapshot("containers/1", "transfers/t/sent/one")
+    for _ in range(2):
+        await storage.delete("transfers/t")
+    assert (storage.volumes("transfers"), storage.volumes("containers")) == ([], ["containers/1"])
+
+
+async def test_a_transfer_that_nobody_ended_is_swept_after_a_day(storage: Storage) -> None:
+    for age, name in ((0, "new"), (25 * 3600, "old")):
+        await storage.commit(await storage.create(), f"transfers/{name}")
+        then = time.time() - age
+        os.utime(storage.path(f"transfers/{name}"), (then, then))
+    await storage.open()
+    assert storage.volumes("transfers") == ["transfers/new"]
 
 
 async def test_the_data_survive_a_shut_down(storage: Storage) -> None:

@@ -35,9 +35,16 @@ from controller.store import tokens as token_rows
 from controller.store.db import Database
 from tests.failure.processes import Process, until
 from tests.helpers.cluster import free_port
+from tests.helpers.streams import Streams, streams_server
 
 FAILPOINT = "VZFLEET_FAILPOINT"
-QUICK: dict[str, Any] = {"heartbeat_interval": 0.25, "heartbeat_timeout": 5.0, "sample_interval": 1.0}
+QUICK: dict[str, Any] = {
+    "heartbeat_interval": 0.25,
+    "heartbeat_timeout": 5.0,
+    "sample_interval": 1.0,
+    "image_servers": {},
+    "image_index_lifetime": 0.001,
+}
 START_TIME = 30.0
 Launcher = Callable[[str], Sequence[str]]
 """From a node's name to what stands before its agent's command, as `nsenter --net=/run/netns/x --`."""
@@ -62,7 +69,10 @@ class Answer:
 
 
 class ProcessFleet:
-    """A controller and its agents by name. All calls block: not for use on an event loop."""
+    """A controller and its agents by name. All calls block: not for use on an event loop.
+
+    `streams` is its image server's, where one was begun with it.
+    """
 
     def __init__(
         self, directory: Path, *, address: str = "127.0.0.1", launcher: Launcher | None = None, **settings: Any
@@ -80,6 +90,7 @@ class ProcessFleet:
             addresses=(address,),
             **{**QUICK, **settings},
         )
+        self.streams = Streams()
         self.address = address
         self.launcher = launcher or (lambda _node: ())
         self.controller: Process | None = None
@@ -164,6 +175,7 @@ class ProcessFleet:
     def join(self, name: str, **options: Any) -> None:
         """Enrol a node by a one-time token, as `python -m agent join` does."""
         token = self.call("POST", "/1.0/nodes", {"name": name}).metadata["token"]
+        options = {"data_port": free_port(), "address": "127.0.0.1"} | options
         config = AgentConfig(state=self.state(name), node=name, driver="fake", **options)
         asyncio.run(enrolment.join(token, config, SystemClock()))
         self.nodes.append(name)
@@ -286,10 +298,13 @@ def process_fleet(nodes: int = 1, **options: Any) -> Iterator[ProcessFleet]:
     directory.mkdir(mode=0o711)
     fleet: ProcessFleet | None = None
     try:
-        fleet = ProcessFleet(directory, **options)
-        if nodes:
-            fleet.up(nodes)
-        yield fleet
+        with streams_server(directory) as streams:
+            servers = {"image_servers": {"images": streams.url}, "image_ca": directory / "image-ca.pem"}
+            fleet = ProcessFleet(directory, **{**servers, **options})
+            fleet.streams = streams
+            if nodes:
+                fleet.up(nodes)
+            yield fleet
     except BaseException:
         for log in sorted(directory.glob("*.log")):
             print(f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-40:], sep="\n")

@@ -25,7 +25,7 @@ EFFECTS: dict[str, Effects] = {
     "rename": [("rename/do", "container.rename")],
     "snapshot": [("take/do", "snapshot.create")],
     "copy": [("copy/do-receive", "container.receive")],
-    "move": [("transfer/do-receive", "container.receive"), ("clean/do", "container.delete")],
+    "move": [("rest/do-receive", "container.receive"), ("clean/do", "container.delete")],
 }
 """What each action does at the driver, once, when it says Success. One that starts or stops a container may find that a
 cancelled one before has done so."""

@@ -102,11 +102,12 @@ def learn(fleet: ProcessFleet, kind: str, turn: tuple[str, dict[str, Any]] | Non
 def fault_for(kind: Kind, step: int, learned: Learned) -> tuple[str, dict[str, Any]]:
     """The node and the scripted fault by which an operation turns back and comes to undo this step.
 
-    The next step that does something fails before its effect, or the step itself after its own.
+    The last step that does something fails before its effect, or the step itself after its own.
     """
     names = [each.name for each in kind.steps]
     effects = [(names.index(place.partition("/")[0]), node, command) for node, place, command in learned.effects]
     later = [each for each in effects if step < each[0] < kind.shape.no_return]
     own = [each for each in effects if each[0] == step]
-    _, node, command = (later or own)[0]
+    # The last of them: earlier rounds of a transfer may do the same command.
+    _, node, command = (later or own)[-1]
     return node, {"command": command, "when": "before" if later else "after", "text": "scripted to turn back"}

@@ -12,6 +12,7 @@ from common.states import Status
 from tests.failure.fleet import Answer, ProcessFleet
 from tests.failure.processes import until
 from tests.helpers.busybox import busybox_archive, with_files
+from tests.helpers.streams import split_image
 
 EMPTY = {"type": "none"}
 SOURCE, TARGET = "node1", "node2"
@@ -87,6 +88,14 @@ def _remove(fleet: ProcessFleet, container: str) -> Answer:
     return fleet.request("DELETE", f"/1.0/vz/{container}/snapshots/before")
 
 
+def _call_otherwise(fleet: ProcessFleet, container: str) -> Answer:
+    return fleet.request("POST", f"/1.0/vz/{container}/snapshots/before", {"name": "earlier"})
+
+
+def _keep_for_long(fleet: ProcessFleet, container: str) -> Answer:
+    return fleet.request("PUT", f"/1.0/vz/{container}/snapshots/before", {"expires_at": "2100-01-01T00:00:00Z"})
+
+
 def _restore(fleet: ProcessFleet, container: str) -> Answer:
     return fleet.request("PUT", f"/1.0/vz/{container}", {"restore": "before"})
 
@@ -109,8 +118,46 @@ def _image_on_a_node(fleet: ProcessFleet, alias: str) -> None:
     create(fleet, alias, source={"type": "image", "alias": alias})
 
 
+def _two_that_differ(fleet: ProcessFleet, container: str) -> None:
+    _image_on_a_node(fleet, container)
+    create(fleet, f"{container}-copy", node=TARGET)
+
+
+def _refresh(fleet: ProcessFleet, container: str) -> Answer:
+    body = {"source": {"type": "copy", "source": container, "refresh": True}}
+    return fleet.request("POST", f"/1.0/vz/{container}-copy", body)
+
+
 def _delete_image(fleet: ProcessFleet, alias: str) -> Answer:
     return fleet.request("DELETE", images(fleet)[alias])
+
+
+def _offer(fleet: ProcessFleet, alias: str, serial: str) -> None:
+    fleet.streams.add(f"tiny:{alias}:amd64:default", serial, split_image(f"{alias} {serial}", release=alias))
+
+
+def _pull(fleet: ProcessFleet, alias: str) -> Answer:
+    """An image of the image server, under an alias."""
+    _offer(fleet, alias, "1")
+    body = {"source": {"type": "image", "server": "images", "alias": f"tiny/{alias}"}, "alias": alias}
+    return fleet.request("POST", "/1.0/images", body)
+
+
+def _pulled(fleet: ProcessFleet, alias: str) -> None:
+    identity = _pull(fleet, alias).operation
+    assert identity is not None
+    assert fleet.operation(identity)["status"] == "Success"
+
+
+def _newest(fleet: ProcessFleet, alias: str) -> Answer:
+    _offer(fleet, alias, "2")
+    return fleet.request("POST", f"{images(fleet)[alias]}/refresh")
+
+
+def _publish(fleet: ProcessFleet, container: str) -> Answer:
+    """An image of a container's snapshot, under the container's name."""
+    body = {"source": {"type": "snapshot", "name": f"{container}/before"}, "alias": container}
+    return fleet.request("POST", "/1.0/images", body)
 
 
 def _drained(fleet: ProcessFleet, container: str) -> None:
@@ -162,10 +209,16 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("container.unfreeze", _frozen, _state("unfreeze")),
         Scenario("snapshot.create", _running, _take),
         Scenario("snapshot.delete", _with_snapshot, _remove),
+        Scenario("snapshot.rename", _with_snapshot, _call_otherwise),
+        Scenario("snapshot.update", _with_snapshot, _keep_for_long),
         Scenario("snapshot.restore", _with_snapshot, _restore),
         Scenario("container.copy", _running, _copy),
+        Scenario("container.refresh", _two_that_differ, _refresh),
         Scenario("container.move", _running, _move),
         Scenario("image.import", _nothing, _upload),
+        Scenario("image.pull", _nothing, _pull),
+        Scenario("image.refresh", _pulled, _newest),
+        Scenario("image.publish", _with_snapshot, _publish),
         Scenario("image.delete", _image_on_a_node, _delete_image),
         Scenario("container.adopt", _made_by_hand, _adopt),
         Scenario("node.drain", _running, _node("drain")),
@@ -195,3 +248,7 @@ def clean_up(fleet: ProcessFleet, container: str) -> None:
         assert answer.operation is None or fleet.operation(answer.operation)["status"] == "Success"
     if container in (found := images(fleet)):
         fleet.done("DELETE", found[container])
+    for each in fleet.call("GET", "/1.0/images?recursion=1").metadata:
+        # What a newer version has taken the place of has no alias any more.
+        if each["properties"].get("release") == container:
+            fleet.done("DELETE", f"/1.0/images/{each['fingerprint']}")

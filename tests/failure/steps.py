@@ -20,7 +20,7 @@ from controller.records import NodeMode, Operation, Phase
 from tests.helpers.accepting import ACCEPT
 from tests.helpers.core import Core, open_core
 
-LONG = 7 * 3600.0
+LONG = 25 * 3600.0
 PATIENCE = 20.0
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 UNDONE_WHOLLY = (
@@ -151,6 +151,7 @@ async def check_rests(core: Core, ended: Operation, clean: bool) -> None:
     there -= core.strays
     if clean and "left_behind" not in str(ended.outputs):
         assert whole == there
+        assert not core.there.transfers, "what transfers keep on the nodes is removed"
         strays = {(name, id) for name, node in core.fleet.nodes.items() for id in node.unclaimed}
         assert strays <= {(node, id) for node, id, _ in core.strays}
 

@@ -16,7 +16,15 @@ import pytest
 from common.states import Status
 from tests.failure import scenarios
 from tests.failure.fleet import ProcessFleet, process_fleet
-from tests.failure.invariants import check_ends, check_flat, check_rows, check_whole, settled, slope
+from tests.failure.invariants import (
+    check_ends,
+    check_flat,
+    check_rows,
+    check_transfers,
+    check_whole,
+    settled,
+    slope,
+)
 from tests.failure.processes import Process, until
 from tests.failure.report import Report
 from tests.failure.scenarios import SCENARIOS, SOURCE, TARGET
@@ -170,6 +178,15 @@ def test_a_container_that_is_not_as_shown_is_caught(stage: Stage) -> None:
         stage.caught("I5")
     with changed(stage.file("world.json"), of_world(lambda containers: containers.pop(stage.here))):
         stage.caught("I5")
+
+
+def test_what_a_transfer_keeps_is_caught() -> None:
+    ended = {"status_code": 200, "kind": "container.move", "metadata": {}, "err": ""}
+    worlds = {"n1": {"transfers": {"t": 0}}}
+    assert check_transfers(worlds, {"t": ended}) != []
+    assert check_transfers({"n1": {"transfers": {}}}, {"t": ended}) == []
+    assert check_transfers(worlds, {"t": {**ended, "status_code": 103}}) == []
+    assert check_transfers(worlds, {"t": {**ended, "metadata": {"left_behind": "n1 is lost"}}}) == []
 
 
 def test_what_is_left_behind_is_caught(stage: Stage) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from common.reports import ContainerSpec
 from common.states import Status
+from controller.images.servers import Keep
+from controller.operations.image_pulls import PullParameters, RefreshParameters
 from controller.operations.images import DeleteImageParameters, ImportParameters
 from controller.records import Operation
+from controller.services.image_bodies import ImageBody, ImageOriginBody
 from controller.services.requests import (
     AdoptSource,
     CopySource,
@@ -18,6 +22,8 @@ from controller.services.requests import (
     RecoverBody,
     RenameBody,
     SnapshotBody,
+    SnapshotRenameBody,
+    SnapshotUpdateBody,
     StateBody,
     UpdateBody,
 )
@@ -60,6 +66,15 @@ async def _recover_by_copy(core: Core) -> Operation:
     return await core.recovery.recover(CALLER, "c", RecoverBody(True, CopySource("d"), start=True))
 
 
+async def _refresh(core: Core) -> Operation:
+    """A copy on the other node, which gets the files of c."""
+    if ("n2", "d") not in core.there.there:
+        moved = await core.moves.move(CALLER, "d", RenameBody(node="n2", migration=True))
+        await core.engine.wait(moved.id, None)
+    source = CopySource("c", refresh=True)
+    return await core.refreshes.refresh(CALLER, "d", CreateBody(source), source)
+
+
 async def _adopt(core: Core) -> Operation:
     """One that is there of a generation of before, with a snapshot, and runs."""
     if ("n2", "left") not in core.there.there:
@@ -70,6 +85,7 @@ async def _adopt(core: Core) -> Operation:
     return await core.adoptions.adopt(CALLER, "left", CreateBody(AdoptSource(), hostname="kept", node="n2"))
 
 
+EXPIRY = datetime(2027, 1, 1, tzinfo=UTC)
 ACCEPT: dict[str, Accept] = {
     "container.create": lambda core: core.containers.create(
         CALLER,
@@ -84,18 +100,26 @@ ACCEPT: dict[str, Accept] = {
     "container.restart": lambda core: core.states.change(CALLER, "c", StateBody("restart")),
     "container.freeze": lambda core: core.states.change(CALLER, "c", StateBody("freeze")),
     "container.unfreeze": lambda core: core.states.change(CALLER, "z", StateBody("unfreeze")),
-    "snapshot.create": lambda core: core.states.take_snapshot(CALLER, "c", SnapshotBody("s1")),
-    "snapshot.delete": lambda core: core.states.delete_snapshot(CALLER, "c", "s0"),
-    "snapshot.restore": lambda core: core.states.restore(CALLER, "c", "s0"),
+    "snapshot.create": lambda core: core.snapshots.take(CALLER, "c", SnapshotBody("s1")),
+    "snapshot.delete": lambda core: core.snapshots.delete(CALLER, "c", "s0"),
+    "snapshot.rename": lambda core: core.snapshots.rename(CALLER, "c", "s0", SnapshotRenameBody("s2")),
+    "snapshot.update": lambda core: core.snapshots.update(CALLER, "c", "s0", SnapshotUpdateBody(EXPIRY), None),
+    "snapshot.restore": lambda core: core.snapshots.restore(CALLER, "c", "s0"),
     "container.copy": lambda core: core.containers.create(
         CALLER, "new", CreateBody(CopySource("d"), node="n2", start=True)
     ),
     "container.move": lambda core: core.moves.move(CALLER, "c", RenameBody(name="m", node="n2", migration=True)),
+    "container.refresh": _refresh,
     "container.adopt": _adopt,
     "container.recover": _recover,
     "container.recover-by-copy": _recover_by_copy,
     "node.drain": _drain,
     "node.restore": _restore,
+    "image.pull": _on_images("image.pull", PullParameters(Keep(("alias",)), url="https://localhost/x.tar")),
+    "image.refresh": _on_images("image.refresh", RefreshParameters(FINGERPRINT)),
+    "image.publish": lambda core: core.publications.publish(
+        CALLER, ImageBody(ImageOriginBody("snapshot", name="c/s0"), alias="published")
+    ),
     "image.import": _on_images("image.import", ImportParameters("upload", "x.tar", ("alias",))),
     "image.delete": _on_images("image.delete", DeleteImageParameters(FINGERPRINT)),
 }

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.channel.channels import Channels
 from agent.config import AgentConfig
 from agent.drivers.fake import FakeDriver
 from agent.executor import Executor
@@ -15,12 +16,16 @@ from agent.handlers import Node
 from agent.https import HttpsClient, unverified_context
 from agent.images import Images
 from agent.journal import Journal
+from agent.publishing import Publishing
 from agent.sampler import Sampler
 from agent.transfers import Transfers
+from common import keys
 from common.clock import ManualClock
 from common.commands import AnyArguments
+from common.keys import KeyPair
 from common.messages import AgentMessage, Command, Result
 from common.reports import ContainerReport, ContainerSpec
+from tests.helpers.cluster import free_port
 
 SESSION, EPOCH = "session-1", 5
 
@@ -44,6 +49,8 @@ class Parts:
     sent: list[AgentMessage] = field(default_factory=list)
     told: list[tuple[ContainerReport, bool]] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    keys: KeyPair = field(default_factory=keys.generate)
+    data_port: int = 0
 
     def command(self, id: str, arguments: AnyArguments, **changed: object) -> Command:
         """A command of the current session that is good for a minute; `changed` replaces fields of it."""
@@ -110,9 +117,11 @@ async def agent_parts(
     sampler = Sampler(driver, clock, lambda _samples: None, asyncio.Event(), 60)
     journal = Journal(state / "journal.db", clock)
     images = Images(driver, client, state / "images", backoff=lambda _attempt: 0.01)
-    node = Node(driver, images, Transfers(driver, client), sampler)
+    pair, port = keys.generate(), free_port()
+    channels = Channels(pair, client, port)
+    node = Node(driver, images, Transfers(driver, channels), Publishing(driver, client), sampler)
     executor = Executor(node, journal, clock, send, parallel=parallel)
-    parts = Parts(config, clock, driver, journal, executor, images, sent, arrived=arrived)
+    parts = Parts(config, clock, driver, journal, executor, images, sent, arrived=arrived, keys=pair, data_port=port)
     await journal.open()
     images.open()
     await driver.open(lambda report, gone: parts.told.append((report, gone)))
@@ -122,6 +131,7 @@ async def agent_parts(
     finally:
         await executor.close()
         sampler.close()
+        await channels.close()
         client.close()
         await driver.close()
         await journal.close()

@@ -27,7 +27,12 @@ from controller.store import schema
 from controller.store import tokens as token_rows
 
 BUSYBOX: dict[str, Any] = {"type": "image", "properties": {"os": "busybox"}}
-QUICK = {"heartbeat_interval": 0.2, "heartbeat_timeout": 8.0, "sample_interval": 0.2}
+QUICK: dict[str, Any] = {
+    "image_servers": {},
+    "heartbeat_interval": 0.2,
+    "heartbeat_timeout": 8.0,
+    "sample_interval": 0.2,
+}
 DEADLINE = 30.0
 
 
@@ -100,6 +105,7 @@ class Cluster:
     async def join(self, name: str, driver: str = "fake", **options: Any) -> AgentConfig:
         """Enrol a node by a one-time token, as `python -m agent join` does."""
         token = (await self.call("POST", "/1.0/nodes", {"name": name}))["metadata"]["token"]
+        options = {"data_port": free_port(), "address": "127.0.0.1"} | options
         config = AgentConfig(state=self.directory / name, node=name, driver=driver, **options)
         return await enrolment.join(token, config, SystemClock())
 

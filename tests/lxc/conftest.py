@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,9 @@ async def until(condition: Callable[[], Any], timeout: float = 10) -> Any:
             await asyncio.sleep(0.02)
 
 
-@pytest.fixture
-def own_network() -> Iterator[str]:
-    """The test's process is in a network namespace of its own."""
+@contextmanager
+def network_namespace() -> Iterator[str]:
+    """The process is in a network namespace of its own, until the end of the block."""
     libc = ctypes.CDLL(None, use_errno=True)
     name = f"vzt-{secrets.token_hex(4)}"
     subprocess.run(["ip", "netns", "add", name], check=True, timeout=10)
@@ -109,7 +110,14 @@ def own_network() -> Iterator[str]:
 
 
 @pytest.fixture
-def state_directory() -> Iterator[Path]:
+def own_network() -> Iterator[str]:
+    """The test's process is in a network namespace of its own."""
+    with network_namespace() as name:
+        yield name
+
+
+@contextmanager
+def state_place() -> Iterator[Path]:
     """A place for a node's state; not in pytest's own, which each new session closes to containers' mapped roots."""
     directory = Path(tempfile.mkdtemp(prefix="vzt-", dir="/var/tmp"))
     directory.chmod(0o711)
@@ -119,16 +127,22 @@ def state_directory() -> Iterator[Path]:
         directory.rmdir()
 
 
+@pytest.fixture
+def state_directory() -> Iterator[Path]:
+    """A place for a node's state."""
+    with state_place() as directory:
+        yield directory
+
+
 def make_config(state: Path, name: str, **settings: Any) -> AgentConfig:
     """Settings of a node whose names are the test's own."""
     values = {"managed_bridge": "vztbr0", "subnet": "10.91.7.0/24", "pool_size": 1024 * MIB, "storage": "btrfs"}
     return AgentConfig(state=state, node="test", cgroup=name, **(values | settings))
 
 
-@pytest.fixture(params=["btrfs"])
-async def node(request: pytest.FixtureRequest, state_directory: Path, own_network: str) -> AsyncIterator[Node]:
-    """An open driver with the busybox image; `indirect` chooses the storage."""
-    config = make_config(state_directory, own_network, storage=request.param)
+@asynccontextmanager
+async def open_node(config: AgentConfig) -> AsyncIterator[Node]:
+    """An open driver with the busybox image, taken down at the end of the block."""
     driver = LxcDriver(config, SystemClock())
     made = Node(driver, config)
     try:
@@ -139,6 +153,13 @@ async def node(request: pytest.FixtureRequest, state_directory: Path, own_networ
         await driver.shut_down()
         await driver.purge()
     assert leftovers(config) == []
+
+
+@pytest.fixture(params=["btrfs"])
+async def node(request: pytest.FixtureRequest, state_directory: Path, own_network: str) -> AsyncIterator[Node]:
+    """An open driver with the busybox image; `indirect` chooses the storage."""
+    async with open_node(make_config(state_directory, own_network, storage=request.param)) as made:
+        yield made
 
 
 def leftovers(config: AgentConfig) -> list[str]:

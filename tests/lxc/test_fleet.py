@@ -332,6 +332,25 @@ def test_an_imported_image_runs(fleet: RealFleet, gone: list[str], layout: str) 
     assert fleet.request("GET", f"/1.0/images/{fingerprint}")[0] == 404
 
 
+def test_a_split_image_uploaded_in_two_parts_runs(fleet: RealFleet, gone: list[str]) -> None:
+    root = tarball(ROOTFS)
+    metadata = tarball({"metadata.yaml": "architecture: x86_64\nproperties:\n  os: mine\n"})
+    pieces = []
+    for part, content in (("metadata", metadata), ("rootfs", root)):
+        head = f'--parts\r\nContent-Disposition: form-data; name="{part}"; filename="{part}"\r\n\r\n'
+        pieces += [head.encode(), content, b"\r\n"]
+    kind = {"Content-Type": "multipart/form-data; boundary=parts"}
+    code, answer = fleet.request("POST", "/1.0/images", data=b"".join((*pieces, b"--parts--\r\n")), headers=kind)
+    assert code == 202, answer
+    imported = fleet.get(f"{answer['operation']}/wait?timeout=60")
+    assert imported["status"] == "Success", imported
+    assert imported["metadata"]["fingerprint"] == hashlib.sha256(metadata + root).hexdigest()
+    container = fleet.new(source={"type": "image", "fingerprint": imported["metadata"]["fingerprint"]})
+    gone.append(container)
+    assert fleet.inside(container, "/bin/busybox cat /etc/mark").stdout == "imported\n"
+    fleet.done("DELETE", f"/1.0/images/{imported['metadata']['fingerprint']}")
+
+
 def test_an_empty_container_can_be_filled(fleet: RealFleet, gone: list[str]) -> None:
     container = fleet.new(start=False, source={"type": "none"})
     gone.append(container)

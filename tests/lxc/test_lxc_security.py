@@ -199,33 +199,3 @@ async def test_a_trap_in_place_of_the_hostname_is_replaced(node: Node) -> None:
     assert trap.read_text() == "host-101\n"
     assert not trap.is_symlink()
     precious.unlink()
-
-
-async def test_contents_travel_exactly(node: Node) -> None:
-    await node.driver.create(node.spec(), node.image)
-    root = node.rootfs()
-    first = node.config.first_id
-    (root / "root/sparse").touch()
-    os.truncate(root / "root/sparse", 50 * 2**20)
-    (root / "root/owned").write_text("x")
-    os.chown(root / "root/owned", first + 1000, first + 1001)
-    (root / "root/owned").chmod(0o4751)
-    os.link(root / "root/owned", root / "root/hard")
-    os.setxattr(root / "root/owned", "user.note", b"value")
-    os.utime(root / "root/owned", ns=(1, 1_600_000_000_123_456_789))
-    (root / "root/new\nline").symlink_to("../etc/../x")
-    pieces = [piece async for piece in node.driver.send("101", None, False)]
-
-    async def stream():  # type: ignore[no-untyped-def]
-        for piece in pieces:
-            yield piece
-
-    await node.driver.receive(node.spec("102"), stream())
-    there = node.rootfs("102")
-    facts = (there / "root/owned").stat()
-    assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (first + 1000, first + 1001, 0o4751)
-    assert facts.st_mtime_ns == 1_600_000_000_123_456_789
-    assert facts.st_ino == (there / "root/hard").stat().st_ino
-    assert os.getxattr(there / "root/owned", "user.note") == b"value"
-    assert (there / "root/new\nline").readlink() == Path("../etc/../x")
-    assert (there / "root/sparse").stat().st_blocks < 100

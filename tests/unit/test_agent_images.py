@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import random
 import re
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.https import HttpsClient, pinned_context
+from agent.images import CHUNK
 from common.commands import EnsureImage
 from common.errors import Unavailable
 from common.messages import Result
@@ -71,6 +76,83 @@ async def test_a_cut_fetch_is_resumed_where_it_stopped(tmp_path: Path) -> None:
             start = int(ranges[1].removeprefix("bytes=").removesuffix("-")) if ranges[1] else 0
             assert 0 < start <= half
             assert len(ranges) == 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_fetch_that_is_cut_anywhere_and_often_comes_whole(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    edges = [0, 1, CHUNK - 1, CHUNK, len(DATA) - 1]
+    cuts = sorted(chance.choice([*edges, chance.randrange(len(DATA))]) for _ in range(chance.randint(1, 14)))
+    sent = 0
+
+    def answer(handler: Handler) -> None:
+        nonlocal sent
+        wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+        start = int(wanted[1]) if wanted else 0
+        status, headers = (
+            (206, {"content_range": f"bytes {start}-{len(DATA) - 1}/{len(DATA)}"}) if wanted else (200, {})
+        )
+        left = [cut for cut in cuts if cut >= start]
+        if not left:
+            sent += len(DATA) - start
+            handler.reply(status, DATA[start:], **headers)
+            return
+        cuts.remove(left[0])
+        sent += left[0] - start
+        handler.cut(status, DATA[start : left[0]], len(DATA) - start, **headers)
+
+    with https_server(tmp_path, answer) as server:
+        async with agent_parts(tmp_path, api=server.api) as parts:
+            result = await parts.do("op/1/do", EnsureImage(IMAGE))
+            assert (result.error, result.outcome and result.outcome.bytes) == (None, len(DATA))
+            assert sent == len(DATA), "no byte came twice"
+            assert [line.split()[0] for line in parts.effects()] == ["image.ensure"]
+
+
+async def test_a_damaged_image_is_fetched_anew(tmp_path: Path) -> None:
+    damaged = DATA[:70_000] + bytes([DATA[70_000] ^ 1]) + DATA[70_001:]
+    answers = [damaged, DATA]
+    with https_server(tmp_path, lambda handler: handler.reply(200, answers.pop(0))) as server:
+        async with agent_parts(tmp_path, api=server.api) as parts:
+            result = await parts.do("op/1/do", EnsureImage(IMAGE))
+            assert (result.error, result.outcome and result.outcome.bytes) == (None, 2 * len(DATA))
+            assert answers == [] and len(parts.effects()) == 1
+
+
+async def test_an_image_that_comes_damaged_twice_is_given_up(tmp_path: Path) -> None:
+    with https_server(tmp_path, lambda handler: handler.reply(200, DATA[:-1] + b"x")) as server:
+        async with agent_parts(tmp_path, api=server.api) as parts:
+            assert error_of(await parts.do("op/1/do", EnsureImage(IMAGE))) == "driver-failed"
+            assert len(server.requests) == 2
+            assert list((tmp_path / "images").iterdir()) == [] and parts.effects() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The directory of images is a disk of half an image's size."""
+    images = tmp_path / "images"
+    images.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={len(DATA) // 2}", "vz-test", str(images)]
+    subprocess.run(mount, check=True, timeout=10)
+    yield images
+    subprocess.run(["umount", str(images)], check=True, timeout=10)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root")
+@pytest.mark.parametrize("foreseen", [True, False])
+async def test_a_full_disk_is_told_and_left_empty(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+) -> None:
+    """Whether the room is too small from the beginning, or goes while the image comes."""
+    if not foreseen:
+        monkeypatch.setattr("agent.images._check_room", lambda *_: None)
+    (small_disk / f"{FINGERPRINT}.part").write_bytes(DATA[:1000])
+    span = f"bytes 1000-{len(DATA) - 1}/{len(DATA)}"
+    with https_server(tmp_path, lambda handler: handler.reply(206, DATA[1000:], content_range=span)) as server:
+        async with agent_parts(tmp_path, api=server.api) as parts:
+            assert error_of(await parts.do("op/1/do", EnsureImage(IMAGE))) == "no-space"
+            assert len(server.requests) == (0 if foreseen else 1)
+            assert list(small_disk.iterdir()) == [] and parts.effects() == []
 
 
 @pytest.mark.parametrize("status", [200, 416])

@@ -95,7 +95,7 @@ TEXT = "a string of at most 4096 characters"
         (CreateBody, {"source": {"type": "x"}}, "source.type", SOURCES),
         (CreateBody, {"source": {"type": 5}}, "source.type", SOURCES),
         (CreateBody, {"source": {"type": "none", "x": 1}}, "source.x", "type"),
-        (CreateBody, {"source": {"type": "copy", "x": 1, "source": "a"}}, "source.x", "type, source"),
+        (CreateBody, {"source": {"type": "copy", "x": 1, "source": "a"}}, "source.x", "type, source, refresh"),
         (CreateBody, {"source": {"type": "copy"}}, "source.source", "a string of at most 129 characters"),
         (
             CreateBody,
@@ -107,7 +107,7 @@ TEXT = "a string of at most 4096 characters"
             CreateBody,
             {"source": NONE, "x": 1},
             "x",
-            "source, hostname, config, description, node, start",
+            "source, hostname, config, description, node, start, bandwidth, timeout, force",
         ),
         (CreateBody, {"source": NONE, "start": "yes"}, "start", "true or false"),
         (CreateBody, {"source": NONE, "hostname": 5}, "hostname", TEXT),

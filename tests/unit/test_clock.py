@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from common.clock import ManualClock, SteadyClock
+from common.clock import ManualClock, SteadyClock, timestamp
 from controller.identifiers import OperationIds
 
 STEPS = [timedelta(hours=1), -timedelta(hours=1), timedelta(days=1), -timedelta(days=1)]
@@ -56,3 +56,10 @@ def test_ids_go_on_after_those_of_an_earlier_life(monkeypatch: pytest.MonkeyPatc
 def test_an_id_tells_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_123_456_789)
     assert uuid.UUID(OperationIds().new()).int >> 80 == 1_700_000_000_123
+
+
+def test_a_timestamp_of_any_year_can_be_read_again() -> None:
+    for year in (1, 500, 2026, 9999):
+        moment = datetime(year, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+        text = timestamp(moment)
+        assert text == f"{year:04}-01-02T03:04:05.000006Z" and datetime.fromisoformat(text) == moment

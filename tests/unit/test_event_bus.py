@@ -8,18 +8,20 @@ import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.clock import ManualClock
 from common.errors import Unavailable
 from controller import events as bus
 from controller.events import Events
-from controller.records import Change, Event, EventType
+from controller.records import Change, Event, EventType, Operation
 from controller.store import events as rows
 from controller.store.db import Database, Transaction
 from controller.store.telling import draft
 from controller.subscriptions import Renderer, Resync, Subscription, Wants
 from tests.helpers.core import make_template
+from tests.unit.test_telling import OPERATION
 
 ALL = Wants(tuple(EventType))
 LAST = "9999"
@@ -40,6 +42,9 @@ class Numbers(Renderer):
 
     def metric(self, container: str) -> bytes:
         return f"M{container} ".encode()
+
+    def progress(self, operation: str) -> bytes:
+        return b"" if operation == "ended" else f"P{operation} ".encode()
 
 
 class Fixture:
@@ -290,3 +295,77 @@ async def test_at_the_end_all_are_told_where_to_go_on(made: Fixture) -> None:
     assert made.ends == [(1001, "the controller stops; resume with since=4")]
     with pytest.raises(Unavailable):
         made.events.require_room()
+
+
+# ---------------------------------------------------------------- progress
+
+
+def under_way(id: str, *containers: str) -> Operation:
+    return msgspec.structs.replace(OPERATION, id=id, containers=containers)
+
+
+async def recorded(made: Fixture, operation: str) -> None:
+    """An operation's event is told."""
+    event = Event(0, "", EventType.OPERATION, "operation-ended", f"/1.0/operations/{operation}", None, None, {})
+    await made.store.write(lambda transaction: rows.tell(transaction, event))
+
+
+async def next_words(subscription: Subscription) -> list[str]:
+    async with asyncio.timeout(5):
+        return (await subscription.next()).decode().split()
+
+
+async def test_progress_is_told_once_for_all_that_came_of_it_meanwhile(made: Fixture) -> None:
+    subscription = made.subscribe()
+    for operation in ("a", "b", "a", "a"):
+        made.events.progressed(under_way(operation))
+    assert await next_words(subscription) == ["Pa", "Pb"]
+    made.events.progressed(under_way("a"))
+    assert await next_words(subscription) == ["Pa"]
+    assert made.events.latest == 0, "none of it is an event with a number"
+
+
+async def test_progress_goes_to_those_who_listen_to_operations_and_to_this_container(made: Fixture) -> None:
+    everybody, nobody = made.subscribe(), made.subscribe(wants=Wants((EventType.LIFECYCLE,)))
+    one, other = (made.subscribe(wants=Wants((EventType.OPERATION,), container)) for container in ("c", "d"))
+    made.events.progressed(under_way("a", "b", "c"))
+    assert await next_words(everybody) == await next_words(one) == ["Pa"]
+    await made.tell(1, container="d")
+    assert await next_words(nobody) == ["1"]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await other.next()
+
+
+async def test_no_progress_is_told_after_what_was_recorded_later(made: Fixture) -> None:
+    subscription = made.subscribe()
+    made.events.progressed(under_way("a"))
+    made.events.progressed(under_way("b"))
+    await recorded(made, "a")
+    assert await next_words(subscription) == ["1", "Pb"]
+
+
+async def test_an_operation_that_has_ended_tells_no_progress(made: Fixture) -> None:
+    subscription = made.subscribe()
+    made.events.progressed(under_way("ended"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await subscription.next()
+
+
+async def test_who_is_behind_hears_of_progress_when_he_has_all_events(made: Fixture) -> None:
+    await made.tell(300)
+    subscription = made.subscribe(since=0)
+    made.events.progressed(under_way("a"))
+    found = await collect(subscription, 300)
+    found += [] if found[-1] == "Pa" else await next_words(subscription)
+    assert found == [*numbers(1, 300), "Pa"]
+
+
+async def test_a_slow_one_has_nothing_waiting_but_the_newest(made: Fixture) -> None:
+    subscription = made.subscribe()
+    subscription.sending = True
+    for _ in range(10_000):
+        made.events.progressed(under_way("a"))
+    assert not made.ends and not subscription.ended
+    assert await next_words(subscription) == ["Pa"]

@@ -7,9 +7,11 @@ import errno
 import logging
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.checks import check_arguments
 from agent.drivers.fake_state import Fault
 from agent.executor import allowed_time
 from agent.handlers import HANDLERS
@@ -20,10 +22,14 @@ from common.commands import (
     CreateSnapshot,
     DeleteContainer,
     DeleteSnapshot,
+    EndTransfer,
     EnsureImage,
     FreezeContainer,
+    ReceiveContainer,
     RenameContainer,
+    RenameSnapshot,
     RestoreSnapshot,
+    Route,
     SendContainer,
     StartContainer,
     StopContainer,
@@ -247,6 +253,29 @@ async def test_errors_cross_as_codes_and_faults_as_internal(tmp_path: Path, capl
         assert any(record.exc_info for record in caplog.records)
 
 
+def route(**changes: Any) -> Route:
+    """A way that may be gone, but for the changes."""
+    fields: dict[str, Any] = {
+        "transfer": "t-1",
+        "round": 0,
+        "peer": "n2",
+        "peer_key": "0" * 40,
+        "token": "t",
+        "address": "tcp://[fe80::1]:8445",
+    }
+    return Route(**(fields | changes))
+
+
+def sending(**changes: Any) -> SendContainer:
+    return SendContainer("101", route(**changes), "btrfs", last=False, moving=True)
+
+
+@pytest.mark.parametrize("address", ["tcp://10.0.0.1:1", "tcp://[::1]:65535", "tcp://node-2.example.org:8445"])
+def test_addresses_of_other_nodes(address: str) -> None:
+    check_arguments(sending(address=address))
+    check_arguments(sending(address=None, relay="/1.0/x", relay_put="p", relay_get="g", rate=10_000))
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
@@ -255,13 +284,35 @@ async def test_errors_cross_as_codes_and_faults_as_internal(tmp_path: Path, capl
         (StopContainer("101", float("nan")), "timeout"),
         (StopContainer("101", -1.0), "timeout"),
         (CreateSnapshot("101", "a/b"), "snapshot"),
+        (RenameSnapshot("101", "a", "../b"), "new"),
         (CreateContainer(spec("a b"), None), "spec.id"),
         (CreateContainer(spec(), "../image"), "image"),
         (CreateContainer(spec(environment_X="1\nlxc.hook.pre-start = touch /x"), None), "spec.config.environment.X"),
         (UpdateContainer(spec(raw_lxc="1")), "spec.config.raw.lxc"),
         (CopyContainer(spec(), "-rf"), "source"),
-        (SendContainer("101", "/x HTTP/1.1\r\nHost: evil", "t"), "path"),
-        (SendContainer("101", "/x", "t\r\nX: y"), "token"),
+        (sending(transfer="../../etc"), "route.transfer"),
+        (sending(transfer=""), "route.transfer"),
+        (sending(round=10**6), "route.round"),
+        (sending(peer="a b"), "route.peer"),
+        (sending(peer_key="short"), "route.peer_key"),
+        (sending(token="t\r\nX: y"), "route.token"),
+        (sending(address=None), "route"),
+        (sending(relay="/x", relay_put="p", relay_get="g"), "route"),
+        (sending(address="ipc:///etc/passwd"), "route.address"),
+        (sending(address="tcp://10.0.0.1;10.0.0.2:80"), "route.address"),
+        (sending(address="tcp://host:99999"), "route.address"),
+        (sending(address="tcp://*:80"), "route.address"),
+        (sending(address=None, relay="/x HTTP/1.1\r\nHost: evil", relay_put="p", relay_get="g"), "route.relay"),
+        (sending(address=None, relay="/x", relay_put="p\r\nX: y", relay_get="g"), "route.relay_put"),
+        (sending(address=None, relay="/x", relay_put="p", relay_get=""), "route.relay_get"),
+        (sending(rate=0), "route.rate"),
+        (SendContainer("-rf", route(), "files", last=True, moving=True), "container"),
+        (SendContainer("101", route(), "tar", last=True, moving=True), "format"),
+        (SendContainer("101", route(), "files", last=True, moving=False, snapshot="a/b"), "snapshot"),
+        (ReceiveContainer(spec("a b"), route(), "files", last=True), "spec.id"),
+        (ReceiveContainer(spec(), route(transfer="a.b"), "files", last=True), "route.transfer"),
+        (EndTransfer("101", "../snapshots"), "transfer"),
+        (EndTransfer("a/b", "t"), "container"),
         (EnsureImage(ImageSpec("0" * 63, "rootfs", 1, "/x", "t")), "image.fingerprint"),
         (EnsureImage(ImageSpec("0" * 64, "iso", 1, "/x", "t")), "image.layout"),
         (EnsureImage(ImageSpec("0" * 64, "rootfs", 2**60, "/x", "t")), "image.size"),

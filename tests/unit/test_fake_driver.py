@@ -6,19 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.config import AgentConfig
 from agent.drivers import create_driver
+from agent.drivers.base import Incoming, Outgoing
 from agent.drivers.fake import FakeDriver
 from agent.drivers.fake_node import FakeNode
 from agent.drivers.fake_state import Fault
 from common.clock import ManualClock, SystemClock
 from common.errors import Conflict, DeadlinePassed, DriverFailed, InvalidRequest, NotFound
-from common.reports import ContainerReport
+from common.reports import ContainerReport, ContainerSpec
 from common.states import Status
 from tests.helpers.agent_parts import spec
+from tests.helpers.channels import carried, channel_pair
 
 FINGERPRINT = "ab" * 32
 
@@ -42,11 +45,6 @@ async def driver(tmp_path: Path) -> AsyncIterator[FakeDriver]:
 
 def effects(driver: FakeDriver) -> list[str]:
     return [line.split()[0] for line in driver.effects_file.read_text().splitlines()]
-
-
-async def pieces(*data: bytes) -> AsyncIterator[bytes]:
-    for piece in data:
-        yield piece
 
 
 def test_the_factory_makes_it(tmp_path: Path) -> None:
@@ -144,29 +142,74 @@ async def test_images(driver: FakeDriver, tmp_path: Path) -> None:
     assert effects(driver) == ["image.ensure", "container.create", "image.drop"]
 
 
-async def test_a_container_moves_with_its_snapshots_and_content(driver: FakeDriver, tmp_path: Path) -> None:
+def outgoing(container: str = "101", round: int = 0, *, last: bool = True, **changes: Any) -> Outgoing:
+    return Outgoing(container, "t1", round, "files", last, **{"moving": True, "with_snapshots": True, **changes})
+
+
+async def travel(source: FakeDriver, sent: Outgoing, target: FakeDriver, received: ContainerSpec, **more: Any) -> None:
+    one, other = channel_pair()
+    incoming = Incoming(received, sent.transfer, sent.round, sent.format, sent.last, **more)
+    await carried(source.send(sent, one, lambda *_: None), target.receive(incoming, other), one)
+
+
+@pytest.fixture
+async def other(tmp_path: Path) -> AsyncIterator[FakeDriver]:
+    (tmp_path / "other").mkdir()
+    made = make(tmp_path / "other")
+    await made.open(ignore)
+    yield made
+    await made.close()
+
+
+async def test_a_container_moves_with_its_snapshots_and_content(driver: FakeDriver, other: FakeDriver) -> None:
     await driver.create(spec(), None)
     driver.write("101", "first")
     await driver.create_snapshot("101", "s")
     driver.write("101", "second")
-    stream = [piece async for piece in driver.send("101", None, with_snapshots=True)]
-    (tmp_path / "other").mkdir()
-    other = make(tmp_path / "other")
-    await other.open(ignore)
+    await driver.start("101")
+    await travel(driver, outgoing(last=False), other, spec("201", generation=2))
+    assert await other.containers() == []
+    with pytest.raises(Conflict):
+        await travel(driver, outgoing(round=1), other, spec("201", generation=2))
+    await driver.stop("101", 1, force=True)
     for _ in range(2):
-        await other.receive(spec("201", generation=2), pieces(*stream))
+        await travel(driver, outgoing(round=1), other, spec("201", generation=2))
     report = await other.inspect("201")
     assert (report.generation, [snapshot.name for snapshot in report.snapshots]) == (2, ["s"])
-    assert [piece async for piece in other.send("201", "s", with_snapshots=False)] != []
     await other.restore_snapshot("201", "s")
-    await driver.start("101")
-    with pytest.raises(Conflict):
-        [piece async for piece in driver.send("101", None, with_snapshots=False)]
-    with pytest.raises(InvalidRequest):
-        await other.receive(spec("202"), pieces(stream[0][:-3]))
+    for node in (driver, other):
+        for _ in range(2):
+            await node.end_transfer("t1")
+    assert effects(other) == ["container.receive", "snapshot.restore", "transfer.end"]
+    assert effects(driver)[-1] == "transfer.end"
+
+
+async def test_what_is_sent_wrongly_makes_no_container(driver: FakeDriver, other: FakeDriver) -> None:
+    one, end = channel_pair()
+    receiving = asyncio.ensure_future(other.receive(Incoming(spec("202"), "t1", 0, "files", True), end))
+    await one.write(b"nonsense")
+    await asyncio.gather(one.end(), receiving, return_exceptions=True)
+    assert isinstance(receiving.exception(), InvalidRequest)
     with pytest.raises(NotFound):
-        await other.inspect("202")
-    await other.close()
+        await travel(driver, outgoing("none"), other, spec("202"))
+    assert await other.containers() == []
+
+
+async def test_one_that_is_there_is_refreshed(driver: FakeDriver, other: FakeDriver) -> None:
+    for node, content in ((driver, "new"), (other, "old")):
+        await node.create(spec(), None)
+        node.write("101", content)
+    await driver.create_snapshot("101", "s")
+    await other.start("101")
+    with pytest.raises(Conflict):
+        await travel(driver, outgoing(moving=False), other, spec(), refresh=True)
+    await other.stop("101", 1, force=True)
+    for _ in range(2):
+        await travel(driver, outgoing(moving=False), other, spec(), refresh=True)
+    assert [snapshot.name for snapshot in (await other.inspect("101")).snapshots] == ["s"]
+    assert effects(other).count("container.receive") == 1
+    with pytest.raises(NotFound):
+        await travel(driver, outgoing(moving=False), other, spec("none"), refresh=True)
 
 
 async def test_a_restarted_agent_finds_its_containers_running(driver: FakeDriver, tmp_path: Path) -> None:

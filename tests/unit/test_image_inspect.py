@@ -246,6 +246,22 @@ async def test_a_bomb_ends_at_the_time_out_and_its_processes_too(image: Callable
     assert processes_with(str(path)) == []
 
 
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+async def test_a_bomb_is_refused_and_its_processes_end(compression: str, image: Callable[[bytes], Path]) -> None:
+    entry = tarfile.TarInfo("etc/zeros")
+    entry.size = 2 * 1024**3
+    pack, block = PACKERS[compression], bytes(32 * 1024**2)
+    path = image(pack(entry.tobuf(tarfile.GNU_FORMAT)) + pack(block) * 64)
+    with pytest.raises(TooLarge, match="unpacks to more than"):
+        await inspect(path)
+    assert processes_with(str(path)) == []
+
+
+async def test_what_shrinks_well_is_no_bomb(image: Callable[[bytes], Path]) -> None:
+    content = archive(*ROOT, ("etc/zeros", bytes(64 * 1024**2)))
+    assert (await inspect(image(gzip.compress(content, 1)))).layout == "rootfs"
+
+
 async def test_a_header_that_claims_gigabytes_is_refused(image: Callable[[bytes], Path]) -> None:
     entry = tarfile.TarInfo("././@LongLink")
     entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 7 * 1024**3

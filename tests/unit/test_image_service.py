@@ -200,6 +200,22 @@ async def test_the_same_content_is_kept_once_with_all_its_names(service: Service
     assert service.files.fingerprints() == [images[0].fingerprint]
 
 
+async def test_what_was_only_cached_stays_when_it_is_uploaded(service: Service) -> None:
+    image = replace(await service.upload(b"one"), cached=True, expires_at="2026-01-01T00:00:00.000000Z", public=True)
+    await service.store.write(lambda transaction: rows.rows.replace(transaction, image))
+    assert await service.upload(b"one") == replace(image, cached=False, expires_at=None)
+
+
+async def test_who_sees_public_images_only_finds_no_others(service: Service) -> None:
+    one, other = await service.upload(b"one"), await service.upload(b"other")
+    public = replace(other, public=True)
+    await service.store.write(lambda transaction: rows.rows.replace(transaction, public))
+    assert service.images.by_fingerprint(other.fingerprint[:12], public=True) == public
+    for prefix in (one.fingerprint, one.fingerprint[:12], ""):
+        with pytest.raises(NotFound):
+            service.images.by_fingerprint(prefix, public=True)
+
+
 async def test_an_alias_belongs_to_one_image_even_when_two_come_at_once(service: Service) -> None:
     results = await asyncio.gather(*(service.upload(name, "web") for name in (b"a", b"b")), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["Conflict", "Image"]

@@ -302,8 +302,16 @@ def test_a_nodes_sample() -> None:
 
 def test_a_nodes_facts() -> None:
     facts = node_facts(
-        driver="fake", driver_version="1", storage="dir", cgroup="v2", subnet=None, pool=(100, 40), capabilities=["x"]
+        driver="fake",
+        driver_version="1",
+        storage="dir",
+        cgroup="v2",
+        subnet=None,
+        pool=(100, 40),
+        capabilities=["x"],
+        id_map="1000000:65536",
     )
     assert (facts.disk, facts.driver, facts.cgroup, facts.capabilities) == (100, "fake", "v2", ("x",))
+    assert facts.id_map == "1000000:65536"
     assert facts.cpus >= 1
     assert facts.memory > 2**20

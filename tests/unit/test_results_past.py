@@ -30,29 +30,31 @@ STANDING = Operation(
     resources={},
 )
 
+STOP = [step.name for step in MOVE.steps].index("stop")
+
 
 def execution(**stands: Any) -> Execution:
     """A move that stands somewhere; nothing of it is run."""
     nothing, resources = cast(Any, None), cast(Any, SimpleNamespace(clock=ManualClock()))
-    return Execution(msgspec.structs.replace(STANDING, **stands), MOVE, resources, nothing, nothing, never)
+    return Execution(msgspec.structs.replace(STANDING, **stands), MOVE, resources, nothing, nothing, never, nothing)
 
 
 @pytest.mark.parametrize(
     ("command", "position", "undoing", "past"),
     [
-        ("op/stop/do", 1, False, True),
-        ("op/stop/do-force", 1, False, True),
-        ("op/transfer/do-send", 1, False, False),
-        ("op/start/do", 1, False, False),
-        ("op/stop/undo", 1, False, False),
-        ("op/start/do", 2, True, True),
-        ("op/transfer/undo", 1, True, False),
-        ("op/transfer/undo", 0, True, True),
-        ("op/stop/undo", 0, True, False),
-        ("op/stop/undo", -1, True, True),
-        ("op/unknown/do", 4, False, False),
-        ("op", 4, False, False),
-        ("", 4, True, False),
+        ("op/stop/do", STOP + 1, False, True),
+        ("op/stop/do-force", STOP + 1, False, True),
+        ("op/rest/do-send", STOP + 1, False, False),
+        ("op/start/do", STOP + 1, False, False),
+        ("op/stop/undo", STOP + 1, False, False),
+        ("op/start/do", STOP + 2, True, True),
+        ("op/rest/undo", STOP + 1, True, False),
+        ("op/rest/undo", STOP, True, True),
+        ("op/stop/undo", STOP, True, False),
+        ("op/stop/undo", STOP - 1, True, True),
+        ("op/unknown/do", STOP + 4, False, False),
+        ("op", STOP + 4, False, False),
+        ("", STOP + 4, True, False),
         ("op/stop", 0, False, False),
     ],
 )

@@ -96,14 +96,14 @@ async def test_the_transaction_decides_not_the_mirror(core: Core) -> None:
     await change(core, phase=Phase.FAILED, error="why")
     live.record = stale
     with pytest.raises(Conflict, match="not whole"):
-        await core.states.take_snapshot(CALLER, "d", SnapshotBody("s"))
+        await core.snapshots.take(CALLER, "d", SnapshotBody("s"))
     await change(core, phase=Phase.READY, node="n2")
     live.record = stale
     with pytest.raises(Conflict, match="already"):
         await core.moves.move(CALLER, "d", RenameBody(node="n2", migration=True))
     del core.fleet.containers["c"].snapshots["s0"]
     with pytest.raises(Conflict, match="s0 already"):
-        await core.states.take_snapshot(CALLER, "c", SnapshotBody("s0"))
+        await core.snapshots.take(CALLER, "c", SnapshotBody("s0"))
 
 
 async def test_an_id_of_nobodys_container_is_not_given_away(core: Core) -> None:

@@ -170,6 +170,16 @@ def test_snapshots_images_nodes() -> None:
         "container-snapshot-deleted",
         "operation-ended",
     ]
+    kept = Change(Snapshot, "c/s", Snapshot("c", "s", THEN, {}, THEN))
+    assert actions(kept, of_row(ROW), of_operation(op("snapshot.update"))) == [
+        "container-snapshot-updated",
+        "operation-ended",
+    ]
+    renamed = op("snapshot.rename", parameters={"snapshot": "s", "new": "t"})
+    other = Change(Snapshot, "c/t", Snapshot("c", "t", THEN, {}))
+    told = derive([other, gone, of_row(ROW), of_operation(renamed)])
+    assert [event.action for event in told] == ["container-snapshot-renamed", "operation-ended"]
+    assert (told[0].source, told[0].body["context"]["old_name"]) == ("/1.0/vz/c/snapshots/t", "s")
     image = Image("f" * 64, "rootfs", 1, {}, (), "", "", THEN)
     assert actions(Change(Image, image.fingerprint, image, new=True)) == ["image-created"]
     assert actions(Change(Image, image.fingerprint, image)) == ["image-updated"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.dispatch import zap
+from common import zap
 
 KEY = b"k" * 32
 GOOD = [b"1.0", b"7", zap.DOMAIN, b"127.0.0.1", b"", b"CURVE", KEY]

@@ -10,17 +10,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
-from agent.drivers.lxc import archive, commands, limits, rootfs, stream
+from agent.drivers.lxc import archive, commands, limits, rootfs
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.images import Images, volume_of
 from agent.drivers.lxc.records import Record
 from agent.drivers.lxc.snapshots import SNAPSHOT_NOTE, Snapshots
-from common.errors import Conflict, InvalidRequest, Unsupported
-from common.names import check_snapshot_name
+from common.errors import Conflict, Unsupported
 from common.options import parse_config
 from common.reports import ContainerSpec
 
@@ -59,7 +58,7 @@ class Containers:
     async def create(self, spec: ContainerSpec, image: str | None) -> None:
         """From an image that is there, or with an empty root."""
         privileged = self.check(spec)
-        if self._present(spec):
+        if self.present(spec):
             return
         storage = self._host.storage
         if image is None:
@@ -71,20 +70,27 @@ class Containers:
         else:
             halt_signal = self._images.traits(image, privileged).halt_signal
             staging = await storage.clone(volume_of(image, privileged))
-        await _whole(self.admit(Record(spec, halt_signal), staging))
+        await self.admit_whole(Record(spec, halt_signal), staging)
 
-    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:
-        """From another container here, which must not change meanwhile, or from its snapshot."""
+    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None, refresh: bool) -> None:
+        """From another container here, which must not change meanwhile, or from its snapshot.
+
+        `refresh`: into one that is there and does not run.
+        """
         self.check(spec)
-        if self._present(spec):
+        if self.present(spec) and not refresh:
             return
+        there = self._host.records.get(spec.id) if refresh else None
         record, settings = self._host.records.get(source), parse_config(spec.config)
         origin = volume(source) if snapshot is None else self._snapshots.volume(source, snapshot)
         if settings.disk != record.settings.disk:
             limits.check_disk(self._host.storage, origin, settings.disk)
         staging = await self._clone_for(origin, record.settings.privileged, settings.privileged)
         (staging / SNAPSHOT_NOTE).unlink(missing_ok=True)
-        await _whole(self.admit(Record(spec, record.halt_signal), staging))
+        if there is not None:
+            await self.replace(there, staging)
+        else:
+            await self.admit_whole(Record(spec, record.halt_signal), staging)
 
     async def _clone_for(self, origin: str, was_privileged: bool, privileged: bool) -> Path:
         """A staging volume with the same files, owned as this kind of container needs it."""
@@ -108,11 +114,18 @@ class Containers:
             raise
         return staging
 
-    async def admit(self, record: Record, staging: Path) -> None:
-        """Make a container of a staging volume. When that fails nothing is left."""
+    async def admit_whole(self, record: Record, staging: Path, *, moved: bool = False) -> None:
+        """`admit`, to its end even when the caller is cancelled."""
+        await _whole(self.admit(record, staging, moved=moved))
+
+    async def admit(self, record: Record, staging: Path, *, moved: bool = False) -> None:
+        """Make a container of a staging volume; one that was `moved` keeps its machine-id.
+
+        When that fails nothing is left.
+        """
         host, spec, settings = self._host, record.spec, record.settings
         try:
-            await asyncio.to_thread(self._make_own, staging, record)
+            await asyncio.to_thread(self._make_own, staging, record, moved)
             await host.storage.limit_staging(staging, settings.disk)
             lines = host.lines(record)
             await host.storage.delete(volume(spec.id))  # of a container whose record was removed by hand
@@ -127,13 +140,33 @@ class Containers:
             raise
         (host.storage.path(volume(spec.id)) / _MARK).unlink()
 
-    def _make_own(self, staging: Path, record: Record) -> None:
+    async def replace(self, record: Record, staging: Path) -> None:
+        """Give a stopped container the files of a staging volume; its names, limits and machine-id stay."""
+        await _whole(self._replace(record, staging))
+
+    async def _replace(self, record: Record, staging: Path) -> None:
+        host, container = self._host, record.spec.id
+        owner, old, new = host.owner(record.settings.privileged), host.rootfs(container), staging / "rootfs"
+        try:
+            await asyncio.to_thread(rootfs.set_hostname, new, record.spec.hostname, owner)
+            await asyncio.to_thread(rootfs.keep_machine_id, new, old, owner)
+            halt_signal = await asyncio.to_thread(rootfs.halt_signal, new)
+            await host.storage.limit_staging(staging, record.settings.disk)
+            await host.storage.commit(staging, volume(container))
+        except BaseException:
+            await host.storage.discard(staging)
+            raise
+        changed = Record(record.spec, halt_signal, record.cpus)
+        await host.records.save(changed, host.lines(changed))
+
+    def _make_own(self, staging: Path, record: Record, moved: bool) -> None:
         owner = self._host.owner(record.settings.privileged)
         (staging / _MARK).touch()
         rootfs.set_hostname(staging / "rootfs", record.spec.hostname, owner)
-        rootfs.renew_machine_id(staging / "rootfs", owner)
+        if not moved:
+            rootfs.renew_machine_id(staging / "rootfs", owner)
 
-    def _present(self, spec: ContainerSpec) -> bool:
+    def present(self, spec: ContainerSpec) -> bool:
         """Whether just this container is there. Raises Conflict for another one of its id."""
         there = self._host.records.find(spec.id)
         if there is None and not self._host.records.path(spec.id).exists():
@@ -150,53 +183,6 @@ class Containers:
             raise Unsupported(reason, field="config.limits.disk")
         self._host.cpus.choose(settings.cpus, ())
         return settings.privileged
-
-    def send(self, container: str, snapshot: str | None, with_snapshots: bool) -> AsyncGenerator[bytes, None]:
-        """The stream of a container that does not change meanwhile, or of its snapshot."""
-        record = self._host.records.get(container)
-        taken = self._snapshots.all(container) if with_snapshots and snapshot is None else ()
-        origin = volume(container) if snapshot is None else self._snapshots.volume(container, snapshot)
-        header = stream.Header(
-            record.halt_signal, tuple(stream.SentSnapshot(one.name, one.created_at) for one in taken)
-        )
-        volumes = [*(self._snapshots.volume(container, one.name) for one in taken), origin]
-        return self._send(header, volumes, record.settings.privileged)
-
-    async def _send(self, header: stream.Header, volumes: list[str], privileged: bool) -> AsyncGenerator[bytes, None]:
-        yield stream.opening(header)
-        for name in volumes:
-            files = archive.pack(self._host.storage.path(name) / "rootfs", self._host.id_map(privileged))
-            async with contextlib.aclosing(files):
-                async for piece in stream.volume(files):
-                    yield piece
-        yield stream.ending()
-
-    async def receive(self, spec: ContainerSpec, pieces: AsyncIterator[bytes]) -> None:
-        """Make a container of a stream, with the snapshots in it."""
-        privileged = self.check(spec)
-        if self._present(spec):
-            return
-        reader = stream.StreamReader(pieces)
-        header = await reader.header()
-        staged: list[tuple[stream.SentSnapshot, Path]] = []
-        root: Path | None = None
-        try:
-            for one in header.snapshots:
-                check_snapshot_name(one.name)
-                staged.append((one, await self.unpacked(reader.volume(), privileged)))
-            root = await self.unpacked(reader.volume(), privileged)
-            await reader.finish()
-            if header.halt_signal not in ("", rootfs.SIGPWR, rootfs.SIGRTMIN_3):
-                raise InvalidRequest("the stream names an unknown signal")
-            for one, staging in staged:
-                await self._snapshots.admit(spec.id, one.name, one.created_at, staging)
-            await _whole(self.admit(Record(spec, header.halt_signal), root))
-        except BaseException:
-            for staging in (*(staging for _, staging in staged), *([root] if root is not None else [])):
-                await self._host.storage.discard(staging)
-            if self._host.records.find(spec.id) is None:
-                await self._remove_volumes(spec.id)
-            raise
 
     async def convert(self, old: Record, new: Record) -> None:
         """Give a stopped container's files and snapshots to the ids of the other kind of container."""

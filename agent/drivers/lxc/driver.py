@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from agent.cgroups import Cgroups
+from agent.channel.base import Channel
 from agent.config import AgentConfig
-from agent.drivers.base import Capabilities, Driver, ReportProgress, StateListener
+from agent.drivers.base import (
+    Capabilities,
+    Driver,
+    Incoming,
+    Outgoing,
+    Publication,
+    ReportProgress,
+    ReportTransfer,
+    StateListener,
+)
 from agent.drivers.lxc import commands, ids, teardown
 from agent.drivers.lxc.adoption import Adoption
 from agent.drivers.lxc.altered import Alterations
@@ -18,9 +29,14 @@ from agent.drivers.lxc.containers import Containers, volume
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.images import Images
 from agent.drivers.lxc.lifecycle import Lifecycle, Listener
+from agent.drivers.lxc.publishing import Publisher
 from agent.drivers.lxc.records import Record
 from agent.drivers.lxc.snapshots import Snapshots
 from agent.drivers.lxc.strangers import Strangers
+from agent.drivers.lxc.transfers import rsync
+from agent.drivers.lxc.transfers.places import transfer_volume
+from agent.drivers.lxc.transfers.receiving import Receiver
+from agent.drivers.lxc.transfers.sending import Sender, Still
 from agent.drivers.lxc.update import Updater
 from agent.metrics.containers import ContainerSampler
 from agent.metrics.host import NodeLoad, node_facts, sample_node
@@ -31,12 +47,14 @@ from common.errors import Conflict, DriverFailed
 from common.reports import ContainerReport, ContainerSample, ContainerSpec, ImageReport, NodeFacts, NodeSample
 from common.states import Status
 
+log = logging.getLogger(__name__)
+
 
 class _Parts:
     """What an open driver is made of."""
 
     def __init__(
-        self, host: Host, clock: Clock, lifecycle: Lifecycle, heard: Listener, listener: StateListener
+        self, host: Host, clock: Clock, lifecycle: Lifecycle, heard: Listener, listener: StateListener, still: Still
     ) -> None:
         self.host = host
         self.lifecycle = lifecycle
@@ -50,8 +68,11 @@ class _Parts:
             lifecycle.is_commanded,
             lambda container: heard(container, False),
         )
+        self.sender = Sender(host, self.snapshots, still)
+        self.receiver = Receiver(host, self.containers, self.snapshots)
         self.updater = Updater(host, lifecycle, self.containers, self.alterations)
         self.adoption = Adoption(host, self.containers, self.updater)
+        self.publisher = Publisher(host, self.snapshots)
         self.sampler = ContainerSampler(host.cgroups, clock)
         self.load = NodeLoad()
 
@@ -75,7 +96,8 @@ class LxcDriver(Driver):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(disk_limits=self._parts.host.storage.disk_limits, snapshots=True, privileged=True)
+        limits = self._parts.host.storage.disk_limits
+        return Capabilities(disk_limits=limits, snapshots=True, privileged=True, transfers=rsync.available())
 
     async def open(self, listener: StateListener) -> None:
         self._listener = listener
@@ -89,13 +111,15 @@ class LxcDriver(Driver):
         host = Host(config, await open_storage(config), network, cgroups)
         await host.open()
         await network.open()
-        parts = _Parts(host, self._clock, Lifecycle(host, self._heard), self._heard, listener)
+        parts = _Parts(host, self._clock, Lifecycle(host, self._heard), self._heard, listener, self._still)
         await asyncio.to_thread(parts.adoption.sweep)
         await parts.containers.sweep()
         await parts.lifecycle.open()
         parts.strangers.open()
         parts.alterations.open()
         self._opened = parts
+        if not rsync.available():
+            log.warning("rsync is missing: containers cannot be moved or copied to or from this node")
 
     def _heard(self, container: str, gone: bool) -> None:
         if self._listener is not None:
@@ -121,7 +145,7 @@ class LxcDriver(Driver):
 
     async def facts(self) -> NodeFacts:
         host = self._parts.host
-        flags = ("disk_limits", "snapshots", "privileged")
+        flags = ("disk_limits", "snapshots", "privileged", "transfers")
         return node_facts(
             driver=self.name,
             driver_version=await commands.version(),
@@ -130,6 +154,7 @@ class LxcDriver(Driver):
             subnet=host.network.subnet,
             pool=host.storage.pool(),
             capabilities=[flag for flag in flags if getattr(self.capabilities, flag)],
+            id_map=str(host.ids),
         )
 
     async def containers(self) -> list[ContainerReport]:
@@ -169,9 +194,9 @@ class LxcDriver(Driver):
         return self._parts.images.has(fingerprint, privileged)
 
     async def unpack_image(
-        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress
+        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress, offset: int = 0
     ) -> None:
-        await self._parts.images.unpack(fingerprint, layout, file, privileged, report)
+        await self._parts.images.unpack(fingerprint, layout, file, privileged, report, offset)
 
     async def drop_image(self, fingerprint: str) -> None:
         await self._parts.images.drop(fingerprint)
@@ -180,10 +205,12 @@ class LxcDriver(Driver):
         with self._parts.lifecycle.commanded(spec.id):
             await self._parts.containers.create(spec, image)
 
-    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None) -> None:
+    async def copy(self, spec: ContainerSpec, source: str, snapshot: str | None, refresh: bool = False) -> None:
         with self._parts.lifecycle.commanded(spec.id):
+            if refresh:
+                self._parts.lifecycle.require_stopped(spec.id)
             async with self._still(source, snapshot):
-                await self._parts.containers.copy(spec, source, snapshot)
+                await self._parts.containers.copy(spec, source, snapshot, refresh)
 
     @contextlib.asynccontextmanager
     async def _still(self, container: str, snapshot: str | None = None) -> AsyncIterator[None]:
@@ -200,17 +227,31 @@ class LxcDriver(Driver):
             with contextlib.suppress(Conflict):  # it was stopped meanwhile
                 await parts.lifecycle.unfreeze(container)
 
-    async def send(self, container: str, snapshot: str | None, with_snapshots: bool) -> AsyncIterator[bytes]:
-        if snapshot is None:
-            self._parts.lifecycle.require_stopped(container)
-        stream = self._parts.containers.send(container, snapshot, with_snapshots)
-        async with contextlib.aclosing(stream):
-            async for piece in stream:
-                yield piece
+    async def send(self, what: Outgoing, channel: Channel, report: ReportTransfer) -> None:
+        lifecycle = self._parts.lifecycle
+        if what.moving and what.last:
+            lifecycle.require_stopped(what.container)
+        running = lifecycle.pid(what.container) is not None
+        await self._parts.sender.send(what, running, channel, report)
 
-    async def receive(self, spec: ContainerSpec, stream: AsyncIterator[bytes]) -> None:
-        with self._parts.lifecycle.commanded(spec.id):
-            await self._parts.containers.receive(spec, stream)
+    async def receive(self, what: Incoming, channel: Channel) -> None:
+        lifecycle = self._parts.lifecycle
+        with lifecycle.commanded(what.spec.id):
+            if what.refresh:
+                lifecycle.require_stopped(what.spec.id)
+            await self._parts.receiver.receive(what, channel)
+
+    async def end_transfer(self, transfer: str) -> None:
+        await self._parts.host.storage.delete(transfer_volume(transfer))
+
+    async def publish(self, what: Publication) -> AsyncIterator[bytes]:
+        parts = self._parts
+        running = what.snapshot is None and parts.lifecycle.pid(what.container) is not None
+        if running and not what.force:
+            raise Conflict(f"container {what.container} is running")
+        async with contextlib.aclosing(parts.publisher.publish(what, self._still, running)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def delete(self, container: str, force: bool) -> None:
         parts = self._parts
@@ -277,6 +318,10 @@ class LxcDriver(Driver):
         record = self._parts.host.records.get(container)
         self._parts.lifecycle.require_stopped(container)
         await self._parts.snapshots.restore(record, snapshot)
+
+    async def rename_snapshot(self, container: str, snapshot: str, new: str) -> None:
+        self._parts.host.records.get(container)
+        await self._parts.snapshots.rename(container, snapshot, new)
 
     def sample_node(self) -> NodeSample:
         return sample_node(self._parts.host.storage.pool(), self._parts.load)

@@ -60,6 +60,10 @@ class Host:
         if not _PLAIN_PATH.fullmatch(str(self.config.state)):
             allowed = "letters, digits and / _ . , @ + = -"
             raise InvalidRequest(f"unusable path {self.config.state}", field="state", allowed=allowed)
+        # Mapped roots get to their files, by their group; users of the host do not, to whom a setuid program of an
+        # image would give the ids of all containers.
+        os.chown(self.storage.root, 0, self.ids.first)
+        self.storage.root.chmod(0o710)
         seccomp.write(self.seccomp)
         # lxc.container.conf(5), lxc.net.[i].script.up: the fifth argument is the host's end of the cable.
         path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"

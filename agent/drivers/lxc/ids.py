@@ -20,6 +20,9 @@ class IdMap:
     first: int
     count: int
 
+    def __str__(self) -> str:
+        return f"{self.first}:{self.count}"
+
     @property
     def line(self) -> str:
         """Root's entry for this range in /etc/subuid and /etc/subgid."""

@@ -13,16 +13,18 @@ from agent.drivers.base import ReportProgress
 from agent.drivers.lxc import archive, rootfs
 from agent.drivers.lxc.host import Host
 from agent.storage.volumes import remove_tree
+from common.archives import MAX_ENTRIES, decompressed_limit
 from common.errors import InvalidRequest, NoSpace, NotFound
 from common.reports import ImageReport
 
-LAYOUTS = ("unified", "rootfs")
-MAX_ENTRIES = 2_000_000
+LAYOUTS = ("unified", "rootfs", "split")
 MAX_FILE = 64 * 2**30
 _KEPT_FREE = 256 * 2**20
 """Bytes of the pool which no image may take."""
 _TRAITS = "image.json"
-_CHECK_EVERY = 0.5
+_INODES_KEPT_FREE = 10_000
+"""The same in files, where the file system has a number of them that it cannot exceed."""
+_CHECK_EVERY = 0.1
 
 
 class Traits(Struct, frozen=True):
@@ -74,8 +76,13 @@ class Images:
         for privileged in (False, True):
             await self._host.storage.delete(volume_of(fingerprint, privileged))
 
-    async def unpack(self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress) -> None:
-        """Unpack an image's file. Raises InvalidRequest for a file that holds no image, TooLarge, NoSpace."""
+    async def unpack(
+        self, fingerprint: str, layout: str, file: Path, privileged: bool, report: ReportProgress, offset: int = 0
+    ) -> None:
+        """Unpack an image's file, whose archive begins at `offset`.
+
+        Raises InvalidRequest for a file that holds no image, TooLarge, NoSpace.
+        """
         if layout not in LAYOUTS:
             raise InvalidRequest(f"unknown image layout {layout!r}", field="layout", allowed=" or ".join(LAYOUTS))
         if self.has(fingerprint, privileged):
@@ -83,7 +90,7 @@ class Images:
         storage = self._host.storage
         staging = await storage.create()
         try:
-            await self._fill(staging, layout, file, privileged, report)
+            await self._fill(staging, layout, file, privileged, report, offset)
             await asyncio.to_thread(self._complete, staging, layout, file.stat().st_size)
             await storage.limit_staging(staging, None)
             await storage.commit(staging, volume_of(fingerprint, privileged))
@@ -91,7 +98,9 @@ class Images:
             await storage.discard(staging)
             raise
 
-    async def _fill(self, staging: Path, layout: str, file: Path, privileged: bool, report: ReportProgress) -> None:
+    async def _fill(
+        self, staging: Path, layout: str, file: Path, privileged: bool, report: ReportProgress, offset: int
+    ) -> None:
         # The volume itself stays ours, so that nothing in the archive can be taken for what we write there.
         target = staging / ("unpacked" if layout == "unified" else "rootfs")
         target.mkdir()
@@ -104,15 +113,15 @@ class Images:
         await self._host.storage.limit_staging(staging, room)
         ids = archive.EVERY_ID if privileged else self._host.ids
         size = file.stat().st_size
-        with file.open("rb") as source:
-            work = asyncio.ensure_future(
-                archive.unpack_image(target, ids, source, archive.Bounds(MAX_ENTRIES, min(MAX_FILE, room)))
-            )
+        with file.open("rb", buffering=0) as source:
+            source.seek(offset)
+            bounds = archive.Bounds(MAX_ENTRIES, min(MAX_FILE, room), decompressed_limit(size))
+            work = asyncio.ensure_future(archive.unpack_image(target, ids, source, bounds))
             try:
                 while not (await asyncio.wait([work], timeout=_CHECK_EVERY))[0]:
                     # tar reads through the very same open file.
                     report("unpacking", min(99, os.lseek(source.fileno(), 0, os.SEEK_CUR) * 100 // max(1, size)))
-                    if self._host.storage.pool()[1] < _KEPT_FREE // 2:
+                    if self._host.storage.pool()[1] < _KEPT_FREE // 2 or not _inodes_left(staging):
                         raise NoSpace("the image does not fit into the pool")
                 work.result()
             finally:
@@ -132,3 +141,9 @@ class Images:
             raise InvalidRequest("the image's rootfs is no directory", field="layout")
         traits = Traits(rootfs.halt_signal(root), size)
         (staging / _TRAITS).write_bytes(msgspec.json.encode(traits))
+
+
+def _inodes_left(directory: Path) -> bool:
+    """Whether more files can be made; btrfs has no number of them, and says 0."""
+    figures = os.statvfs(directory)
+    return not figures.f_files or figures.f_favail > _INODES_KEPT_FREE

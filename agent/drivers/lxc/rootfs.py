@@ -18,6 +18,7 @@ from agent.storage.volumes import translated
 
 SIGPWR = "SIGPWR"
 SIGRTMIN_3 = "SIGRTMIN+3"
+_MACHINE_ID_IN = ("etc", "var/lib/dbus")
 _OPENAT2 = 437
 _NO_MAGICLINKS = 0x02
 _NO_SYMLINKS = 0x04
@@ -87,15 +88,41 @@ def set_hostname(root: Path, hostname: str, owner: int) -> None:
 
 def renew_machine_id(root: Path, owner: int) -> None:
     """Give the root a machine-id of its own where it has one (machine-id(5)). Raises DriverFailed, NoSpace."""
-    content = f"{secrets.token_hex(16)}\n".encode()
+    _set_machine_id(root, None, owner)
+
+
+def keep_machine_id(root: Path, old: Path, owner: int) -> None:
+    """Give the root the machine-id that `old`, a root of the same container, has, or else a new one."""
+    _set_machine_id(root, old, owner)
+
+
+def _set_machine_id(root: Path, old: Path | None, owner: int) -> None:
+    content = None
     try:
-        for path in ("etc", "var/lib/dbus"):
+        if old is not None:
+            with _directory(old, "etc") as directory:
+                content = _content(directory, "machine-id") if directory is not None else None
+        content = content or f"{secrets.token_hex(16)}\n".encode()
+        for path in _MACHINE_ID_IN:
             with _directory(root, path) as directory:
                 # D-Bus's is mostly a link to the other one.
                 if directory is not None and _is_file(directory, "machine-id"):
                     _replace(directory, "machine-id", content, 0o444, owner)
     except OSError as error:
         raise translated(error, "the machine-id cannot be written") from error
+
+
+def machine_ids(root: Path) -> list[str]:
+    """The paths of the root's machine-ids that are files of their own. Raises DriverFailed."""
+    found = []
+    try:
+        for path in _MACHINE_ID_IN:
+            with _directory(root, path) as directory:
+                if directory is not None and _is_file(directory, "machine-id"):
+                    found.append(f"{path}/machine-id")
+    except OSError as error:
+        raise translated(error, "the machine-id cannot be looked for") from error
+    return found
 
 
 def _is_file(directory: int, name: str) -> bool:

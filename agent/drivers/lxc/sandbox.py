@@ -17,7 +17,9 @@ from pathlib import Path
 
 NEWNS, NEWIPC, NEWUSER, NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, ATTR_RDONLY = 442, -100, 0x8000, 1
+MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, ATTR_RDONLY, ATTR_NODEV = 442, -100, 0x8000, 1, 4
+MEMORY = 1024**3
+"""Address space in bytes: what a hostile archive can make a program take."""
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 PROGRAMS = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 ROOT = Path("/tmp")  # noqa: S108 -- covered by a file system of our own, in our own mount namespace
@@ -38,8 +40,13 @@ def mount(source: str, target: Path, kind: str | None, flags: int, data: str | N
 
 
 def read_only(target: Path, flags: int) -> None:
-    """Make a mount read-only, with AT_RECURSIVE all below it too (mount_setattr(2))."""
-    attributes = struct.pack("=4Q", ATTR_RDONLY, 0, 0, 0)
+    """Make a mount read-only, with AT_RECURSIVE all below it too."""
+    restrict(target, ATTR_RDONLY, flags)
+
+
+def restrict(target: Path, what: int, flags: int) -> None:
+    """Take away what can be done in a mount (mount_setattr(2))."""
+    attributes = struct.pack("=4Q", what, 0, 0, 0)
     arguments = (AT_FDCWD, os.fsencode(target), flags, attributes, len(attributes))
     check(LIBC.syscall(MOUNT_SETATTR, *arguments), f"mount_setattr {target}")
 
@@ -88,8 +95,7 @@ def build_root(directory: str, writable: bool) -> None:
     data = ROOT / "data"
     data.mkdir()
     mount(f"/proc/self/fd/{content}", data, None, MS_BIND)
-    if not writable:
-        read_only(data, 0)
+    restrict(data, ATTR_NODEV if writable else ATTR_NODEV | ATTR_RDONLY, 0)
     read_only(ROOT, 0)
     os.chroot(ROOT)
     os.chdir("/data")
@@ -100,6 +106,7 @@ def main(first: str, count: str, directory: str, mode: str, largest: str, progra
     enter_namespaces(int(first), int(count))
     build_root(directory, mode == "rw")
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     check(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     check(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")

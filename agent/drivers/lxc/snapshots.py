@@ -12,7 +12,7 @@ from agent.drivers.lxc import rootfs
 from agent.drivers.lxc.host import Host
 from agent.drivers.lxc.records import Record
 from common.clock import Clock
-from common.errors import NotFound
+from common.errors import Conflict, NotFound
 from common.reports import SnapshotReport
 
 SNAPSHOT_NOTE = "snapshot.json"
@@ -72,6 +72,18 @@ class Snapshots:
     async def delete(self, container: str, snapshot: str) -> None:
         """Remove one. Absent is success."""
         await self._host.storage.delete(f"snapshots/{container}/{snapshot}")
+
+    async def rename(self, container: str, snapshot: str, new: str) -> None:
+        """Call one otherwise. Done already is success. Raises NotFound, or Conflict when the name is taken."""
+        storage = self._host.storage
+        source, target = (f"snapshots/{container}/{name}" for name in (snapshot, new))
+        there, taken = storage.path(source).is_dir(), storage.path(target).is_dir()
+        if not there and not taken:
+            raise NotFound(f"container {container} has no snapshot {snapshot}")
+        if there and taken and source != target:
+            raise Conflict(f"container {container} has a snapshot {new} already")
+        if there and not taken:
+            await storage.rename(source, target)
 
     async def restore(self, record: Record, snapshot: str) -> None:
         """Put a stopped container's files back; its name, limit and kind stay."""

@@ -16,7 +16,6 @@ from controller.api.services import Services
 from controller.app import App
 from controller.identifiers import operation_ids
 from controller.records import Change, Event, Operation
-from controller.relay import Relay
 from controller.settings import ControllerSettings
 from controller.store import db, health, schema
 from tests.failure.simulation.disks import SimulatedDatabase, StoreDisk
@@ -63,12 +62,6 @@ class Controller:
     def services(self) -> Services | None:
         """What it serves; None while nobody listens."""
         return self.app.served if self.alive and self.app is not None else None
-
-    @property
-    def relay(self) -> Relay:
-        """The relay of the life that serves now."""
-        assert self.services is not None
-        return self.services.relay
 
     def start(self) -> None:
         """Start it, if it does not run."""

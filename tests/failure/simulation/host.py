@@ -20,16 +20,12 @@ from agent.drivers.fake import FakeDriver
 from agent.drivers.fake_node import FakeNode
 from agent.identity import Identity
 from common import VERSION, keys
-from common.commands import ReceiveContainer, SendContainer
-from common.errors import Unavailable
 from common.reports import ImageSpec
+from tests.failure.simulation.channels import SimulatedChannels
 from tests.failure.simulation.disks import JournalDisk, SimulatedJournal
 from tests.failure.simulation.loop import Crash, Process, VirtualClock, this_process
 from tests.failure.simulation.network import Network, Wire
 from tests.failure.simulation.trace import Trace
-
-Streams = Callable[[], Any]
-"""The relay of the controller that lives now."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +83,7 @@ class SimulatedNode(FakeNode):
 class Host:
     """One host of the fleet."""
 
-    def __init__(
-        self, name: str, state: Path, seed: int, network: Network, trace: Trace, relay: Streams, clock: VirtualClock
-    ) -> None:
+    def __init__(self, name: str, state: Path, seed: int, network: Network, trace: Trace, clock: VirtualClock) -> None:
         """`state` is a directory with an enrolment's files, which are the same for all hosts."""
         self.name = name
         self._state = state
@@ -108,7 +102,6 @@ class Host:
         self.die_at = 0
         """At how many more points (of those named in the code, and after effects) its agent dies; 0: it does not."""
         self.network = network
-        self.relay = relay
         self._trace = trace
         self._chance = random.Random(f"{seed}/host/{name}")
 
@@ -141,7 +134,7 @@ class Host:
             container.stop()
 
     async def _live(self) -> None:
-        config = AgentConfig(state=self._state, node=self.name, controller=self.name, driver="fake")
+        config = AgentConfig(state=self._state, node=self.name, controller=self.name, driver="fake", address=self.name)
         identity = Identity(
             version=VERSION,
             boot_id=f"{self.name}-{self.boot}",
@@ -208,44 +201,9 @@ class SimulatedImages:
         await self._driver.drop_image(fingerprint)
 
 
-class SimulatedTransfers:
-    """The agent's transfers: through the relay of the living controller, while it can be reached."""
-
-    def __init__(self, driver: FakeDriver, _client: object) -> None:
-        self._driver = driver
-        self._host: Host = this_process().owner
-
-    async def send(self, command: SendContainer, _report: object) -> int:
-        return await self._stream(self._send(command))
-
-    async def receive(self, command: ReceiveContainer, _report: object) -> int:
-        return await self._stream(self._receive(command))
-
-    async def _stream(self, work: Any) -> int:
-        try:
-            self._host.network.check_reach(self._host.name)
-        except Unavailable:
-            work.close()
-            raise
-        return await self._host.network.stream(self._host.name, asyncio.ensure_future(work))
-
-    async def _send(self, command: SendContainer) -> int:
-        async with self._host.relay().sender(command.token) as sender:
-            stream = self._driver.send(command.container, command.snapshot, command.with_snapshots)
-            async for piece in stream:
-                await asyncio.sleep(self._host.time_of("send"))
-                await sender.write(piece)
-            return int(await sender.finish())
-
-    async def _receive(self, command: ReceiveContainer) -> int:
-        async with self._host.relay().receive(command.token) as receiver:
-            await self._driver.receive(command.spec, receiver)
-            return 1
-
-
 @contextmanager
 def simulated_hosts(network: Network) -> Iterator[None]:
-    """Have the agent's parts that touch the machine replaced: journal file, TLS, images, transfers, socket."""
+    """Have the agent's parts that touch the machine replaced: journal file, TLS, images, channels, socket."""
 
     def connect(_context: object, address: str, *_keys: object) -> Wire:
         host: Host = this_process().owner
@@ -264,7 +222,7 @@ def simulated_hosts(network: Network) -> Iterator[None]:
                 agent_app,
                 Journal=journal,
                 Images=SimulatedImages,
-                Transfers=SimulatedTransfers,
+                Channels=SimulatedChannels,
                 HttpsClient=mock.Mock,
                 pinned_context=mock.Mock(),
                 boot_record=lambda _config: this_process().owner.boots,

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
-"""Wall time at the beginning of every simulation."""
+START = datetime(2026, 1, 1, 0, 0, 53, tzinfo=UTC)
+"""Wall time at the beginning of every simulation. A full minute comes soon: then snapshots fall due."""
 
 
 class Crash(BaseException):

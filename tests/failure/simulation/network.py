@@ -18,6 +18,7 @@ import msgpack
 from agent.connection import LinkLost
 from common.errors import Unavailable
 from tests.failure.simulation.loop import Process, VirtualLoop
+from tests.failure.simulation.meetings import Meetings
 from tests.failure.simulation.trace import Trace
 
 Direction = Literal["up", "down"]
@@ -137,7 +138,7 @@ class Network:
         self._recorded: dict[str, deque[bytes]] = {}
         self._lost: dict[str, deque[bytes]] = {}
         """Commands that never arrived; in a later session they may (measured: 75 of them after a partition of 15 s)."""
-        self._streams: dict[asyncio.Future[None], str] = {}
+        self.meetings = Meetings(seed)
 
     # ------------------------------------------------------------ connections
 
@@ -176,13 +177,12 @@ class Network:
         self.server = server
 
     def unserve(self, server: Server) -> None:
-        """The controller is gone: its agents notice soon, and what streamed through it breaks."""
+        """The controller is gone: its agents notice soon."""
         if self.server is server:
             self.server = None
         for wire in list(server.wires.values()):
             self._loop.call_later(self._chance.uniform(0.001, 0.2), wire.lose, "connection reset")
             self.close(wire)
-        self._break_streams(None)
 
     # ------------------------------------------------------------ messages
 
@@ -247,12 +247,10 @@ class Network:
         """All connections of a host break."""
         for wire in [wire for wire in self._wires if wire.host == host]:
             self.sever(wire)
-        self._break_streams(host)
 
     def partition(self, host: str, directions: frozenset[Direction]) -> None:
         """From now on nothing passes in these directions."""
         self.cut[host] = directions
-        self._break_streams(host)
 
     def heal(self, host: str) -> None:
         """Everything passes again; what was held up comes at once, or its connection turns out to be broken."""
@@ -264,31 +262,12 @@ class Network:
         for wire, direction, payload, kind in held:
             self._arrive(wire, direction, payload, kind)
 
-    # ------------------------------------------------------------ streams
+    # ------------------------------------------------------------ what is no message
 
     def check_reach(self, host: str) -> None:
         """Raise Unavailable when the host cannot reach the controller now."""
         if self.server is None or host in self.cut:
             raise Unavailable("the controller cannot be reached")
-
-    async def stream(self, host: str, work: asyncio.Task[int]) -> int:
-        """Wait for work that streams through the controller. Raises Unavailable when the connection breaks."""
-        broken: asyncio.Future[None] = self._loop.create_future()
-        self._streams[broken] = host
-        work.add_done_callback(lambda _: broken.done() or broken.set_result(None))
-        try:
-            await broken
-            if not work.done():
-                raise Unavailable("the transfer broke off")
-            return work.result()
-        finally:
-            del self._streams[broken]
-            work.cancel()
-
-    def _break_streams(self, host: str | None) -> None:
-        for broken, at in list(self._streams.items()):
-            if host in (None, at) and not broken.done():
-                broken.set_result(None)
 
 
 def _kind(payload: bytes) -> str:

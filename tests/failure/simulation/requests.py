@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from common.errors import NotFound
@@ -19,6 +20,8 @@ from controller.services.requests import (
     NoSource,
     RenameBody,
     SnapshotBody,
+    SnapshotRenameBody,
+    SnapshotUpdateBody,
     StateBody,
     UpdateBody,
 )
@@ -31,6 +34,7 @@ CONFIGS: list[dict[str, str]] = [
     {"limits.memory": "100MB"},
     {"limits.memory": "200MB", "boot.autostart": "true"},
     {"limits.memory": "10%", "limits.disk": "1GB"},
+    {"snapshots.schedule": "* * * * *", "snapshots.expiry": "1M", "snapshots.schedule.stopped": "true"},
 ]
 
 
@@ -120,21 +124,36 @@ def _copy_snapshot(asking: Asking) -> Awaitable[Operation]:
     return asking.services.containers.create(CALLER, asking.chance.choice(IDS), body)
 
 
+def _refresh(asking: Asking) -> Awaitable[Operation]:
+    source = CopySource(asking.container, refresh=True)
+    return asking.services.refreshes.refresh(CALLER, asking.container, CreateBody(source), source)
+
+
 def _move(asking: Asking) -> Awaitable[Operation]:
     name = asking.chance.choice(IDS) if asking.chance.random() < 0.2 else None
     return asking.services.moves.move(CALLER, asking.container, RenameBody(name=name, node=asking.node, migration=True))
 
 
 def _take_snapshot(asking: Asking) -> Awaitable[Operation]:
-    return asking.services.states.take_snapshot(CALLER, asking.container, SnapshotBody())
+    return asking.services.snapshots.take(CALLER, asking.container, SnapshotBody())
 
 
 def _delete_snapshot(asking: Asking) -> Awaitable[Operation]:
-    return asking.services.states.delete_snapshot(CALLER, *asking.snapshot)
+    return asking.services.snapshots.delete(CALLER, *asking.snapshot)
+
+
+def _rename_snapshot(asking: Asking) -> Awaitable[Operation]:
+    body = SnapshotRenameBody(f"renamed{asking.chance.randrange(3)}")
+    return asking.services.snapshots.rename(CALLER, *asking.snapshot, body)
+
+
+def _update_snapshot(asking: Asking) -> Awaitable[Operation]:
+    body = SnapshotUpdateBody(asking.maybe(datetime(2100, 1, 1, tzinfo=UTC)))
+    return asking.services.snapshots.update(CALLER, *asking.snapshot, body, None)
 
 
 def _restore_snapshot(asking: Asking) -> Awaitable[Operation]:
-    return asking.services.states.restore(CALLER, *asking.snapshot)
+    return asking.services.snapshots.restore(CALLER, *asking.snapshot)
 
 
 async def _cancel(asking: Asking) -> None:
@@ -158,9 +177,12 @@ REQUESTS: list[Request] = [
     Request("rename", 2, _rename),
     Request("copy", 3, _copy),
     Request("copy snapshot", 1, _copy_snapshot),
+    Request("refresh", 3, _refresh),
     Request("move", 6, _move),
     Request("take snapshot", 3, _take_snapshot),
     Request("delete snapshot", 1, _delete_snapshot),
+    Request("rename snapshot", 1, _rename_snapshot),
+    Request("update snapshot", 1, _update_snapshot),
     Request("restore snapshot", 2, _restore_snapshot),
     Request("cancel", 6, _cancel),
 ]

@@ -70,7 +70,7 @@ class World:
             clock = VirtualClock(loop, self.chance.uniform(10, 1e6), 1 + self.chance.uniform(-1e-4, 1e-4))
             clock.skew = self.chance.choice((0.0, 0.0, 0.0, 3600.0, -86400.0))
             name = f"n{number + 1}"
-            self.hosts[name] = Host(name, state, seed, self.network, self.trace, lambda: self.controller.relay, clock)
+            self.hosts[name] = Host(name, state, seed, self.network, self.trace, clock)
         self.invariants = Invariants(self.controller, self.hosts, self.trace)
         self.outcome = Outcome(seed)
         self._faults = faults.Running()

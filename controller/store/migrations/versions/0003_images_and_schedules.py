@@ -16,6 +16,10 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("origin", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("expires_at", sa.String(length=32), nullable=True))
         batch_op.add_column(sa.Column("last_used_at", sa.String(length=32), nullable=True))
+        batch_op.add_column(sa.Column("descriptions", sa.JSON(), nullable=True))
+    op.execute("UPDATE images SET descriptions = '{}'")
+    with op.batch_alter_table("images", schema=None) as batch_op:
+        batch_op.alter_column("descriptions", existing_type=sa.JSON(), nullable=False)
     with op.batch_alter_table("snapshots", schema=None) as batch_op:
         batch_op.add_column(sa.Column("expires_at", sa.String(length=32), nullable=True))
         batch_op.add_column(sa.Column("scheduled", sa.Boolean(), server_default=sa.false(), nullable=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 VERSION = b"1.0"
+ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"agents"
 
 
