@@ -25,7 +25,7 @@ from common.states import Status
 from controller.operations.kinds import Context, Kind, Step
 from controller.operations.power import leave
 from controller.operations.transfers import Journey, end, ended, raise_first, travel, travelled
-from controller.records import Operation, Power
+from controller.records import NodeMode, Operation, Power
 from controller.store import containers as rows
 from controller.store.db import Transaction
 
@@ -148,9 +148,12 @@ async def _start_there(context: Context) -> dict[str, Any] | None:
 
 async def _take_back(context: Context) -> None:
     """Make sure that it does not run there. As long as that cannot be known it is started nowhere."""
+    target = context.resources.fleet.nodes.get(context.parameters(MoveParameters).node)
     try:
         await _delete_there(context)
     except Abandoned as error:
+        if target is not None and target.record.mode is NodeMode.FENCED:
+            raise  # its host is off, by an operator's word
         raise Unavailable(f"{error.text}; since it may run there, it is not started where it was") from None
 
 

@@ -24,8 +24,9 @@ from common.reports import ContainerSample, NodeFacts, NodeSample
 from common.states import NodeStatus, Status
 from controller.operations import moves, rounds
 from controller.operations.moves import SMALL, worth_another
-from controller.records import Node, Operation
+from controller.records import Node, NodeMode, Operation
 from controller.services.journeys import rate_of
+from controller.services.nodes import startable
 from controller.services.requests import CopySource, CreateBody, RenameBody
 from controller.store import containers as rows
 from controller.store import nodes as node_rows
@@ -320,6 +321,41 @@ async def test_it_does_not_start_where_it_was_while_it_may_run_there(core: Core)
     core.there.refuse = refuse
     ended = await move(core)
     assert ended.status is Status.FAILURE and "n1 StartContainer" not in told(core)
+
+
+@pytest.mark.parametrize("fenced", [False, True], ids=["abandoned", "fenced"])
+async def test_who_gives_up_on_a_node_where_it_may_run_says_that_it_is_off_or_starts_it_nowhere(
+    core: Core, fenced: bool
+) -> None:
+    def refuse(node: str, arguments: Arguments) -> Exception | None:
+        if isinstance(arguments, StopContainer):
+            core.there.hanging = {StartContainer}
+        return None
+
+    core.there.refuse = refuse
+    accepted = await core.moves.move(CALLER, "c", TO_N2)
+    async with asyncio.timeout(10):
+        await until(lambda: any(isinstance(one, StartContainer) for one in core.there.waiting))
+        core.there.hanging = set()
+        core.fleet.node_status("n2", NodeStatus.OFFLINE, "its power is off")
+        if fenced:
+            row = core.fleet.nodes["n2"].record
+            fence = msgspec.structs.replace(row, mode=NodeMode.FENCED)
+            await core.store.write(lambda transaction: node_rows.rows.replace(transaction, fence))
+        await core.engine.abandon(accepted.id)
+        ended = await core.engine.wait(accepted.id, None)
+    assert ended.status is Status.FAILURE
+    assert ("n1 StartContainer" in told(core)) is fenced
+    assert fenced or "it is not started where it was" in str(ended.error)
+
+
+async def test_a_host_that_boots_starts_nothing_that_is_on_its_way_to_another(core: Core) -> None:
+    assert "c" in await startable(core.store, core.fleet, "n1")
+    core.there.hanging = {StopContainer}
+    await core.moves.move(CALLER, "c", TO_N2)
+    async with asyncio.timeout(10):
+        await until(lambda: bool(core.there.waiting))
+    assert "c" not in await startable(core.store, core.fleet, "n1")
 
 
 async def test_another_one_of_its_id_there_stays(core: Core) -> None:
