@@ -32,7 +32,8 @@ async def write(directory: Path) -> None:
 
     async def one() -> None:
         while True:
-            name = str(next(numbers))
+            # Of this writer alone: what another one's log brings is not taken for it.
+            name = f"{directory.name}-{next(numbers)}"
             token = Token(name, name, "viewer", name, PADDING)
             await store.write(partial(tokens.rows.insert, record=token))
             os.write(1, f"{name}\n".encode())
